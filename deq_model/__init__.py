@@ -1,0 +1,1 @@
+"""Deep-equilibrium language model: mathematics, checkpoints and tokenizers."""

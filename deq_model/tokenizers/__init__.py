@@ -1,0 +1,1 @@
+"""Tokenizers: white-space separated words, and sentencepiece. Import from the modules."""
