@@ -1,0 +1,58 @@
+# `make demo` and `make test` do all their own set-up; `make help` lists the rest.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LOCKED := $(VENV)/.locked
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test demo lint format proto slow lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) proto ## virtual environment with everything pinned, stubs, editable install
+
+test: lint ## set-up, lint, types and the quick tests
+	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+demo: setup ## start a server on the bundled checkpoint, use it, stop it
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/demo
+
+lint: setup ## style, format and types, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## put the code into its format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+proto: $(INSTALLED) ## generate the gRPC stubs that are out of date
+	@$(BIN)/python scripts/gen_protos.py
+
+slow: setup ## the tests that take longer
+	$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+lock: $(INSTALLED) ## move requirements/lock.txt to the newest versions that pyproject.toml allows
+	$(PIP) uv
+	$(BIN)/python scripts/lock.py
+
+clean: ## remove the environment and everything generated
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -f proto/deqlm/v1/*_pb2.py proto/deqlm/v1/*_pb2.pyi proto/deqlm/v1/*_pb2_grpc.py
+
+# torch comes second: what it needs is then there already, in the locked versions.
+$(LOCKED): requirements/lock.txt requirements/torch.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, PYTHON=$(PYTHON) is older")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --no-deps --require-hashes -r requirements/lock.txt
+	$(PIP) -r requirements/torch.txt
+	@touch $@
+
+# The editable install lists the packages there are, so a new one needs a new install.
+$(INSTALLED): $(LOCKED) pyproject.toml setup.py $(wildcard */__init__.py proto/*/__init__.py)
+	$(PIP) --no-build-isolation --no-deps --editable .
+	@touch $@

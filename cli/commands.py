@@ -1,0 +1,53 @@
+"""The table of subcommands: where each one lives, and what it is for in one line."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """One subcommand of ``deqlm``."""
+
+    target: str
+    """``"module:function"``; the function takes (argv, prog) and returns the exit code."""
+    summary: str
+    """One line for ``deqlm --help``."""
+
+
+COMMANDS: dict[str, Command] = {
+    "serve": Command(
+        target="server.__main__:main",
+        summary="serve one or more checkpoints over gRPC",
+    ),
+    "score": Command(
+        target="client.commands.score:main",
+        summary="log-probability of every token of a text, and its perplexity",
+    ),
+    "generate": Command(
+        target="client.commands.generate:main",
+        summary="continue a text, streamed as it is made",
+    ),
+    "session": Command(
+        target="client.commands.session:main",
+        summary="create, inspect, feed, fork and delete sessions",
+    ),
+    "tokenize": Command(
+        target="client.commands.tokenize:main",
+        summary="show a text's tokens, or the text of token ids",
+    ),
+    "info": Command(
+        target="client.commands.info:main",
+        summary="tell what models a server has loaded, and their limits",
+    ),
+    "train": Command(
+        target="training.cli:train_main",
+        summary="train a model on a text file",
+    ),
+    "eval": Command(
+        target="training.cli:eval_main",
+        summary="perplexity of a checkpoint on a text file",
+    ),
+    "convert": Command(
+        target="training.convert:main",
+        summary="convert between the published .pth layout and the native folder",
+    ),
+}
