@@ -1,0 +1,31 @@
+"""What the synchronous and the asyncio client share below the calls."""
+
+from __future__ import annotations
+
+from typing import Final
+
+DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
+"""Where a server started without options listens."""
+
+DEFAULT_TIMEOUT_S: Final = 60.0
+"""Deadline of a call that is no stream."""
+
+OWNER_KEY: Final = "deqlm-owner"
+"""Metadata key that names the owner of sessions."""
+
+_MAX_MESSAGE_BYTES: Final = 64 * 2**20
+
+OPTIONS: Final[tuple[tuple[str, int], ...]] = (
+    ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+    # What is safe to repeat is decided call by call (client/_retry.py), not by DNS records.
+    ("grpc.service_config_disable_resolution", 1),
+    # A server that is just starting is found within a retry, not after gRPC's first second.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+)
+"""Options of every channel."""
+
+
+def owner_metadata(owner: str) -> tuple[tuple[str, str], ...]:
+    """Metadata of every call of one owner."""
+    return ((OWNER_KEY, owner),) if owner else ()

@@ -1,0 +1,399 @@
+"""Synchronous client.
+
+>>> from client.sync import Client
+>>> with Client("127.0.0.1:50051") as client:  # doctest: +SKIP
+...     print(client.score("It was a dark night.").call.perplexity)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from client import _convert, types
+from client._channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, OPTIONS, owner_metadata
+from client._retry import NEVER, ON_ABORTED, ON_UNAVAILABLE, Attempts, RetryPolicy
+from client._sync_streams import Generation, Requests, becomes_serving, streamed_scores
+from client.errors import DeqlmError, NotFound, from_call
+from client.options import Input, SamplingOptions, SolverOptions, StopOptions, StreamPiece
+from deqlm.v1 import (
+    generation_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    scoring_pb2_grpc,
+    session_pb2,
+    session_pb2_grpc,
+    tokenizer_pb2,
+    tokenizer_pb2_grpc,
+)
+
+
+class Client:
+    """A connection to one server; safe to share between threads.
+
+    Every method raises a `client.errors.DeqlmError` when its call fails. Calls that change nothing
+    are repeated when the server is unavailable; calls that change a session never are.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
+        stream_timeout_s: float | None = None,
+        owner: str = "",
+        credentials: grpc.ChannelCredentials | None = None,
+        retry: RetryPolicy | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Open the channel; the connection is made by the first call.
+
+        Args:
+            address: Server as host:port.
+            timeout_s: Deadline of calls that name none; None: no deadline.
+            stream_timeout_s: The same for `score_stream` and `generate`.
+            owner: Owner of the sessions made and used.
+            credentials: For TLS; None: an unencrypted connection.
+            retry: When to repeat calls that change nothing.
+            sleep: Waits between attempts.
+        """
+        self.address = address
+        self._timeout_s = timeout_s
+        self._stream_timeout_s = stream_timeout_s
+        self._metadata = owner_metadata(owner)
+        self._retry = retry if retry is not None else RetryPolicy()
+        self._sleep = sleep
+        self._channel = (
+            grpc.insecure_channel(address, options=OPTIONS)
+            if credentials is None
+            else grpc.secure_channel(address, credentials, options=OPTIONS)
+        )
+        self._scoring = scoring_pb2_grpc.ScoringServiceStub(self._channel)
+        self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
+        self._sessions = session_pb2_grpc.SessionServiceStub(self._channel)
+        self._tokenizer = tokenizer_pb2_grpc.TokenizerServiceStub(self._channel)
+        self._models = model_pb2_grpc.ModelServiceStub(self._channel)
+        self._health: Any = health_pb2_grpc.HealthStub(self._channel)
+
+    def __enter__(self) -> Self:
+        """Use as a context manager; leaving it closes the channel."""
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the channel."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the channel; calls in flight are cancelled."""
+        self._channel.close()
+
+    def score(
+        self,
+        input: Input | None = None,
+        *,
+        session: str | None = None,
+        model: str = "",
+        top_k: int | None = None,
+        solver: SolverOptions | None = None,
+        include_tokens: bool = True,
+        candidates: Sequence[Input] = (),
+        timeout_s: float | None = None,
+    ) -> types.Score:
+        """Score text or token ids; with candidates, score each after session and input."""
+        request = _convert.score_request(
+            input=input,
+            session_id=session,
+            model=model,
+            top_k=top_k,
+            solver=solver,
+            include_tokens=include_tokens,
+            candidates=candidates,
+        )
+        retry_on = ON_UNAVAILABLE if session is None or candidates else NEVER
+        return _convert.score(self._call(self._scoring.Score, request, retry_on, timeout_s))
+
+    def score_stream(
+        self,
+        pieces: Iterable[StreamPiece],
+        *,
+        session: str | None = None,
+        model: str = "",
+        top_k: int | None = None,
+        solver: SolverOptions | None = None,
+        include_tokens: bool = True,
+        timeout_s: float | None = None,
+    ) -> Iterator[types.StreamedScore]:
+        """Score text as `pieces` yields it; closing the iterator cancels the call.
+
+        `pieces` is read on another thread. It may cut text anywhere, and yield token ids and FLUSH.
+        """
+        config = _convert.stream_config(
+            session_id=session,
+            model=model,
+            top_k=top_k,
+            solver=solver,
+            include_tokens=include_tokens,
+        )
+        requests = Requests(config, pieces)
+        call = self._stream(self._scoring.ScoreStream, requests, timeout_s)
+        requests.on_failure = call.cancel
+        return streamed_scores(call, requests)
+
+    def generate(
+        self,
+        prompt: Input | None = None,
+        *,
+        session: str | None = None,
+        model: str = "",
+        sampling: SamplingOptions | None = None,
+        stop: StopOptions | None = None,
+        logprobs: int | None = None,
+        solver: SolverOptions | None = None,
+        timeout_s: float | None = None,
+    ) -> Generation:
+        """Continue a prompt or a session; iterate over the result for the tokens."""
+        request = _convert.generate_request(
+            prompt=prompt,
+            session_id=session,
+            model=model,
+            sampling=sampling,
+            stop=stop,
+            logprobs=logprobs,
+            solver=solver,
+        )
+        return Generation(self._stream(self._generation.Generate, request, timeout_s))
+
+    def session(
+        self, *, model: str = "", ttl_s: float | None = None, solver: SolverOptions | None = None
+    ) -> Session:
+        """Make a session; as a context manager it is deleted at the end."""
+        return Session(self, self.create_session(model=model, ttl_s=ttl_s, solver=solver))
+
+    def open_session(self, session_id: str) -> Session:
+        """Take up a session made before."""
+        return Session(self, self.get_session(session_id))
+
+    def create_session(
+        self, *, model: str = "", ttl_s: float | None = None, solver: SolverOptions | None = None
+    ) -> types.SessionInfo:
+        """Make a session and leave its end to the caller, or to its time to live."""
+        request = session_pb2.CreateSessionRequest(
+            model=model, ttl_s=ttl_s, solver=_convert.solver_to_pb(solver)
+        )
+        answer = self._call(self._sessions.CreateSession, request, NEVER)
+        return _convert.session(answer.session)
+
+    def get_session(self, session_id: str) -> types.SessionInfo:
+        """Tell about a session."""
+        request = session_pb2.GetSessionRequest(session_id=session_id)
+        answer = self._call(self._sessions.GetSession, request, ON_UNAVAILABLE)
+        return _convert.session(answer.session)
+
+    def list_sessions(self, *, model: str = "") -> tuple[types.SessionInfo, ...]:
+        """List the owner's sessions, oldest first."""
+        found: list[types.SessionInfo] = []
+        request = session_pb2.ListSessionsRequest(model=model)
+        while True:
+            page = self._call(self._sessions.ListSessions, request, ON_UNAVAILABLE)
+            found.extend(map(_convert.session, page.sessions))
+            if not page.next_page_token:
+                return tuple(found)
+            request.page_token = page.next_page_token
+
+    def fork_session(self, session_id: str, *, ttl_s: float | None = None) -> types.SessionInfo:
+        """Copy a session."""
+        request = session_pb2.ForkSessionRequest(session_id=session_id, ttl_s=ttl_s)
+        answer = self._call(self._sessions.ForkSession, request, NEVER)
+        return _convert.session(answer.session)
+
+    def delete_session(self, session_id: str, *, wait_if_busy: bool = False) -> None:
+        """Delete a session; `wait_if_busy` tries again while another call still holds it."""
+        request = session_pb2.DeleteSessionRequest(session_id=session_id)
+        self._call(self._sessions.DeleteSession, request, ON_ABORTED if wait_if_busy else NEVER)
+
+    def tokenize(self, text: str, *, model: str = "") -> types.Tokenized:
+        """Encode text."""
+        request = tokenizer_pb2.TokenizeRequest(model=model, text=text)
+        return _convert.tokenized(self._call(self._tokenizer.Tokenize, request, ON_UNAVAILABLE))
+
+    def detokenize(self, ids: Iterable[int], *, model: str = "") -> types.Detokenized:
+        """Decode token ids."""
+        request = _convert.detokenize_request(model, ids)
+        return _convert.detokenized(self._call(self._tokenizer.Detokenize, request, ON_UNAVAILABLE))
+
+    def models(self) -> tuple[types.ModelInfo, ...]:
+        """List the loaded models, the default one first."""
+        request = model_pb2.ListModelsRequest()
+        answer = self._call(self._models.ListModels, request, ON_UNAVAILABLE)
+        return tuple(map(_convert.model_info, answer.models))
+
+    def model(self, name: str = "") -> types.ModelInfo:
+        """Tell about one model, or about the default one."""
+        request = model_pb2.GetModelRequest(name=name)
+        answer = self._call(self._models.GetModel, request, ON_UNAVAILABLE)
+        return _convert.model_info(answer.model)
+
+    def health(self, service: str = "") -> types.HealthStatus:
+        """Ask for the health of the server, or of one service by its full name."""
+        request = health_pb2.HealthCheckRequest(service=service)
+        return _convert.health(self._call(self._health.Check, request, ON_UNAVAILABLE))
+
+    def wait_ready(
+        self, *, service: str = _convert.READY_SERVICE, timeout_s: float | None = None
+    ) -> None:
+        """Wait until the service is serving, also for a server that is yet to be started.
+
+        Raises:
+            DeadlineExceeded: it was not within `timeout_s`.
+        """
+        attempts = Attempts(self._retry, retry_on=NEVER, timeout_s=self._timeout(timeout_s))
+        request = health_pb2.HealthCheckRequest(service=service)
+        while True:
+            call = self._health.Watch(request, timeout=attempts.remaining_s(), wait_for_ready=True)
+            if becomes_serving(call):
+                return
+
+    def _timeout(self, timeout_s: float | None) -> float | None:
+        return self._timeout_s if timeout_s is None else timeout_s
+
+    def _call(
+        self,
+        method: Callable[..., Any],
+        request: Any,
+        retry_on: frozenset[grpc.StatusCode],
+        timeout_s: float | None = None,
+    ) -> Any:
+        attempts = Attempts(self._retry, retry_on=retry_on, timeout_s=self._timeout(timeout_s))
+        while True:
+            try:
+                return method(request, timeout=attempts.remaining_s(), metadata=self._metadata)
+            except grpc.RpcError as error:
+                failure = from_call(error)
+                delay_s = attempts.delay_s(failure)
+                if delay_s is None:
+                    raise failure from error
+            self._sleep(delay_s)
+
+    def _stream(self, method: Callable[..., Any], request: Any, timeout_s: float | None) -> Any:
+        timeout_s = self._stream_timeout_s if timeout_s is None else timeout_s
+        return method(request, timeout=timeout_s, metadata=self._metadata)
+
+
+class Session:
+    """A session on the server, with the calls that use it.
+
+    As a context manager it is deleted at the end.
+    """
+
+    def __init__(self, client: Client, info: types.SessionInfo) -> None:
+        """Wrap a session the server has made; `info` is its state at that time."""
+        self._client = client
+        self.info = info
+
+    @property
+    def session_id(self) -> str:
+        """Its id."""
+        return self.info.session_id
+
+    def __enter__(self) -> Self:
+        """Use as a context manager; leaving it deletes the session."""
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Delete the session; that it is gone already is no error, and none hides the body's."""
+        try:
+            self._client.delete_session(self.session_id, wait_if_busy=True)
+        except NotFound:
+            pass
+        except DeqlmError:
+            if exc is None:
+                raise
+
+    def score(
+        self,
+        input: Input | None = None,
+        *,
+        top_k: int | None = None,
+        solver: SolverOptions | None = None,
+        include_tokens: bool = True,
+        candidates: Sequence[Input] = (),
+        timeout_s: float | None = None,
+    ) -> types.Score:
+        """Score after what the session holds and append; with candidates, append nothing."""
+        return self._client.score(
+            input,
+            session=self.session_id,
+            top_k=top_k,
+            solver=solver,
+            include_tokens=include_tokens,
+            candidates=candidates,
+            timeout_s=timeout_s,
+        )
+
+    def score_stream(
+        self,
+        pieces: Iterable[StreamPiece],
+        *,
+        top_k: int | None = None,
+        solver: SolverOptions | None = None,
+        include_tokens: bool = True,
+        timeout_s: float | None = None,
+    ) -> Iterator[types.StreamedScore]:
+        """Score text as it comes and append it."""
+        return self._client.score_stream(
+            pieces,
+            session=self.session_id,
+            top_k=top_k,
+            solver=solver,
+            include_tokens=include_tokens,
+            timeout_s=timeout_s,
+        )
+
+    def generate(
+        self,
+        prompt: Input | None = None,
+        *,
+        sampling: SamplingOptions | None = None,
+        stop: StopOptions | None = None,
+        logprobs: int | None = None,
+        solver: SolverOptions | None = None,
+        timeout_s: float | None = None,
+    ) -> Generation:
+        """Continue the session; prompt and tokens are appended when generation finishes."""
+        return self._client.generate(
+            prompt,
+            session=self.session_id,
+            sampling=sampling,
+            stop=stop,
+            logprobs=logprobs,
+            solver=solver,
+            timeout_s=timeout_s,
+        )
+
+    def fork(self, *, ttl_s: float | None = None) -> Session:
+        """Copy the session."""
+        return Session(self._client, self._client.fork_session(self.session_id, ttl_s=ttl_s))
+
+    def refresh(self) -> types.SessionInfo:
+        """Ask for its state; also kept in `info`."""
+        self.info = self._client.get_session(self.session_id)
+        return self.info
+
+    def delete(self) -> None:
+        """Delete it."""
+        self._client.delete_session(self.session_id)
