@@ -9,7 +9,7 @@ from setuptools.command.build_py import build_py
 # A build front end does not put the project's folder on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from scripts.gen_protos import generate  # noqa: E402
+from scripts.gen_protos import generate
 
 
 class BuildWithStubs(build_py):

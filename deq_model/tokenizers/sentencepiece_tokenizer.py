@@ -52,6 +52,8 @@ class SentencePieceTokenizer:
             data = path.read_bytes()
         except OSError as error:
             raise TokenizerFileError(f"cannot read tokenizer {path}: {error}") from error
+        if not data:  # sentencepiece would take no bytes for no argument
+            raise TokenizerFileError(f"tokenizer {path} is unusable: the file is empty")
         try:
             return cls(sentencepiece.SentencePieceProcessor(model_proto=data))
         except (RuntimeError, ValueError) as error:

@@ -1,0 +1,12 @@
+"""What all tests share: reproducible property tests, and one thread per tensor operation."""
+
+import os
+
+from hypothesis import settings
+
+# The models here are tiny: a second thread costs more than it gains, and changes rounding.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Fixed examples: a failure is one that everybody sees. Times vary with the machine's load.
+settings.register_profile("deqlm", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("deqlm")
