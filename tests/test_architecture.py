@@ -152,11 +152,12 @@ def modules_after(code: str) -> set[str]:
         [sys.executable, "-c", f"{code}\n{report}"],
         cwd=ROOT,
         env=environment,
-        check=True,
+        check=False,
         capture_output=True,
         text=True,
         timeout=60,
     )
+    assert done.returncode == 0, done.stderr
     return {name.partition(".")[0] for name in done.stdout.splitlines()[-1].split()}
 
 

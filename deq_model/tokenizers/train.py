@@ -1,6 +1,7 @@
 """Training of sentencepiece models that keep every character of the text."""
 
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
@@ -46,7 +47,7 @@ def train_sentencepiece(
         raise TokenizerTrainingError(message) from error
 
 
-_LOSSLESS = {
+_LOSSLESS: dict[str, Any] = {
     "normalization_rule_name": "identity",
     "add_dummy_prefix": False,
     "remove_extra_whitespaces": False,
