@@ -1,5 +1,6 @@
 """Which tokenizer a checkpoint folder has, and whether it fits the config."""
 
+import lzma
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,12 @@ def test_vocabulary_must_have_the_size_of_the_config() -> None:
     check_vocabulary(tokenizer, 2)
     with pytest.raises(TokenizerFileError, match="vocabulary has 2 entries, config n_token is 3"):
         check_vocabulary(tokenizer, 3)
+
+
+def test_bundled_corpus_round_trips() -> None:
+    path = SPM_MODEL.parents[1] / "corpus" / "valid.txt.xz"
+    text = lzma.decompress(path.read_bytes()).decode("utf-8")
+    tokenizer = load_tokenizer(SPM_MODEL.parent)
+    ids = tokenizer.encode(text).ids
+    assert tokenizer.decode(ids) == text
+    assert 3.0 < len(text.encode()) / len(ids) < 4.0
