@@ -57,4 +57,4 @@ def test_bundled_corpus_round_trips() -> None:
     tokenizer = load_tokenizer(SPM_MODEL.parent)
     ids = tokenizer.encode(text).ids
     assert tokenizer.decode(ids) == text
-    assert 3.0 < len(text.encode()) / len(ids) < 4.0
+    assert len(text.encode()) / len(ids) > 2.5  # pieces that never match would give about 1
