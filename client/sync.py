@@ -18,8 +18,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from client import _convert, types
 from client._channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, OPTIONS, owner_metadata
 from client._retry import NEVER, ON_ABORTED, ON_UNAVAILABLE, Attempts, RetryPolicy
+from client._sync_session import Session
 from client._sync_streams import Generation, Requests, becomes_serving, streamed_scores
-from client.errors import DeqlmError, NotFound, from_call
+from client.errors import from_call
 from client.options import Input, SamplingOptions, SolverOptions, StopOptions, StreamPiece
 from deqlm.v1 import (
     generation_pb2_grpc,
@@ -262,6 +263,7 @@ class Client:
             call = self._health.Watch(request, timeout=attempts.remaining_s(), wait_for_ready=True)
             if becomes_serving(call):
                 return
+            self._sleep(self._retry.initial_backoff_s)
 
     def _timeout(self, timeout_s: float | None) -> float | None:
         return self._timeout_s if timeout_s is None else timeout_s
@@ -287,113 +289,3 @@ class Client:
     def _stream(self, method: Callable[..., Any], request: Any, timeout_s: float | None) -> Any:
         timeout_s = self._stream_timeout_s if timeout_s is None else timeout_s
         return method(request, timeout=timeout_s, metadata=self._metadata)
-
-
-class Session:
-    """A session on the server, with the calls that use it.
-
-    As a context manager it is deleted at the end.
-    """
-
-    def __init__(self, client: Client, info: types.SessionInfo) -> None:
-        """Wrap a session the server has made; `info` is its state at that time."""
-        self._client = client
-        self.info = info
-
-    @property
-    def session_id(self) -> str:
-        """Its id."""
-        return self.info.session_id
-
-    def __enter__(self) -> Self:
-        """Use as a context manager; leaving it deletes the session."""
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Delete the session; that it is gone already is no error, and none hides the body's."""
-        try:
-            self._client.delete_session(self.session_id, wait_if_busy=True)
-        except NotFound:
-            pass
-        except DeqlmError:
-            if exc is None:
-                raise
-
-    def score(
-        self,
-        input: Input | None = None,
-        *,
-        top_k: int | None = None,
-        solver: SolverOptions | None = None,
-        include_tokens: bool = True,
-        candidates: Sequence[Input] = (),
-        timeout_s: float | None = None,
-    ) -> types.Score:
-        """Score after what the session holds and append; with candidates, append nothing."""
-        return self._client.score(
-            input,
-            session=self.session_id,
-            top_k=top_k,
-            solver=solver,
-            include_tokens=include_tokens,
-            candidates=candidates,
-            timeout_s=timeout_s,
-        )
-
-    def score_stream(
-        self,
-        pieces: Iterable[StreamPiece],
-        *,
-        top_k: int | None = None,
-        solver: SolverOptions | None = None,
-        include_tokens: bool = True,
-        timeout_s: float | None = None,
-    ) -> Iterator[types.StreamedScore]:
-        """Score text as it comes and append it."""
-        return self._client.score_stream(
-            pieces,
-            session=self.session_id,
-            top_k=top_k,
-            solver=solver,
-            include_tokens=include_tokens,
-            timeout_s=timeout_s,
-        )
-
-    def generate(
-        self,
-        prompt: Input | None = None,
-        *,
-        sampling: SamplingOptions | None = None,
-        stop: StopOptions | None = None,
-        logprobs: int | None = None,
-        solver: SolverOptions | None = None,
-        timeout_s: float | None = None,
-    ) -> Generation:
-        """Continue the session; prompt and tokens are appended when generation finishes."""
-        return self._client.generate(
-            prompt,
-            session=self.session_id,
-            sampling=sampling,
-            stop=stop,
-            logprobs=logprobs,
-            solver=solver,
-            timeout_s=timeout_s,
-        )
-
-    def fork(self, *, ttl_s: float | None = None) -> Session:
-        """Copy the session."""
-        return Session(self._client, self._client.fork_session(self.session_id, ttl_s=ttl_s))
-
-    def refresh(self) -> types.SessionInfo:
-        """Ask for its state; also kept in `info`."""
-        self.info = self._client.get_session(self.session_id)
-        return self.info
-
-    def delete(self) -> None:
-        """Delete it."""
-        self._client.delete_session(self.session_id)

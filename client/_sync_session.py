@@ -1,0 +1,125 @@
+"""A session as an object, for the synchronous client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from client import types
+from client._sync_streams import Generation
+from client.errors import DeqlmError, NotFound
+from client.options import Input, SamplingOptions, SolverOptions, StopOptions, StreamPiece
+
+if TYPE_CHECKING:
+    from client.sync import Client
+
+
+class Session:
+    """A session on the server, with the calls that use it.
+
+    As a context manager it is deleted at the end.
+    """
+
+    def __init__(self, client: Client, info: types.SessionInfo) -> None:
+        """Wrap a session the server has made; `info` is its state at that time."""
+        self._client = client
+        self.info = info
+
+    @property
+    def session_id(self) -> str:
+        """Its id."""
+        return self.info.session_id
+
+    def __enter__(self) -> Self:
+        """Use as a context manager; leaving it deletes the session."""
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Delete the session; that it is gone already is no error, and none hides the body's."""
+        try:
+            self._client.delete_session(self.session_id, wait_if_busy=True)
+        except NotFound:
+            pass
+        except DeqlmError:
+            if exc is None:
+                raise
+
+    def score(
+        self,
+        input: Input | None = None,
+        *,
+        top_k: int | None = None,
+        solver: SolverOptions | None = None,
+        include_tokens: bool = True,
+        candidates: Sequence[Input] = (),
+        timeout_s: float | None = None,
+    ) -> types.Score:
+        """Score after what the session holds and append; with candidates, append nothing."""
+        return self._client.score(
+            input,
+            session=self.session_id,
+            top_k=top_k,
+            solver=solver,
+            include_tokens=include_tokens,
+            candidates=candidates,
+            timeout_s=timeout_s,
+        )
+
+    def score_stream(
+        self,
+        pieces: Iterable[StreamPiece],
+        *,
+        top_k: int | None = None,
+        solver: SolverOptions | None = None,
+        include_tokens: bool = True,
+        timeout_s: float | None = None,
+    ) -> Iterator[types.StreamedScore]:
+        """Score text as it comes and append it."""
+        return self._client.score_stream(
+            pieces,
+            session=self.session_id,
+            top_k=top_k,
+            solver=solver,
+            include_tokens=include_tokens,
+            timeout_s=timeout_s,
+        )
+
+    def generate(
+        self,
+        prompt: Input | None = None,
+        *,
+        sampling: SamplingOptions | None = None,
+        stop: StopOptions | None = None,
+        logprobs: int | None = None,
+        solver: SolverOptions | None = None,
+        timeout_s: float | None = None,
+    ) -> Generation:
+        """Continue the session; prompt and tokens are appended when generation finishes."""
+        return self._client.generate(
+            prompt,
+            session=self.session_id,
+            sampling=sampling,
+            stop=stop,
+            logprobs=logprobs,
+            solver=solver,
+            timeout_s=timeout_s,
+        )
+
+    def fork(self, *, ttl_s: float | None = None) -> Session:
+        """Copy the session."""
+        return Session(self._client, self._client.fork_session(self.session_id, ttl_s=ttl_s))
+
+    def refresh(self) -> types.SessionInfo:
+        """Ask for its state; also kept in `info`."""
+        self.info = self._client.get_session(self.session_id)
+        return self.info
+
+    def delete(self) -> None:
+        """Delete it."""
+        self._client.delete_session(self.session_id)

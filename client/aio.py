@@ -1,0 +1,304 @@
+"""asyncio client; the same calls as in client/sync.py.
+
+async with AsyncClient("127.0.0.1:50051") as client:
+    print((await client.score("It was a dark night.")).call.perplexity)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Sequence,
+)
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from client import _convert, types
+from client._aio_session import AsyncSession, SessionOpening
+from client._aio_streams import AsyncGeneration, Requests, becomes_serving, streamed_scores
+from client._channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, OPTIONS, owner_metadata
+from client._retry import NEVER, ON_ABORTED, ON_UNAVAILABLE, Attempts, RetryPolicy
+from client.errors import from_call
+from client.options import Input, SamplingOptions, SolverOptions, StopOptions, StreamPiece
+from deqlm.v1 import (
+    generation_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    scoring_pb2_grpc,
+    session_pb2,
+    session_pb2_grpc,
+    tokenizer_pb2,
+    tokenizer_pb2_grpc,
+)
+
+
+class AsyncClient:
+    """A connection to one server, for one event loop.
+
+    Every method raises a `client.errors.DeqlmError` when its call fails. Calls that change nothing
+    are repeated when the server is unavailable; calls that change a session never are.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
+        stream_timeout_s: float | None = None,
+        owner: str = "",
+        credentials: grpc.ChannelCredentials | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> None:
+        """Open the channel; the connection is made by the first call.
+
+        Args:
+            address: Server as host:port.
+            timeout_s: Deadline of calls that name none; None: no deadline.
+            stream_timeout_s: The same for `score_stream` and `generate`.
+            owner: Owner of the sessions made and used.
+            credentials: For TLS; None: an unencrypted connection.
+            retry: When to repeat calls that change nothing.
+        """
+        self.address = address
+        self._timeout_s = timeout_s
+        self._stream_timeout_s = stream_timeout_s
+        self._metadata = owner_metadata(owner)
+        self._retry = retry if retry is not None else RetryPolicy()
+        self._channel = (
+            aio.insecure_channel(address, options=OPTIONS)
+            if credentials is None
+            else aio.secure_channel(address, credentials, options=OPTIONS)
+        )
+        self._scoring = scoring_pb2_grpc.ScoringServiceStub(self._channel)
+        self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
+        self._sessions = session_pb2_grpc.SessionServiceStub(self._channel)
+        self._tokenizer = tokenizer_pb2_grpc.TokenizerServiceStub(self._channel)
+        self._models = model_pb2_grpc.ModelServiceStub(self._channel)
+        self._health: Any = health_pb2_grpc.HealthStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        """Use as a context manager; leaving it closes the channel."""
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the channel."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the channel; calls in flight are cancelled."""
+        await self._channel.close()
+
+    async def score(
+        self,
+        input: Input | None = None,
+        *,
+        session: str | None = None,
+        model: str = "",
+        top_k: int | None = None,
+        solver: SolverOptions | None = None,
+        include_tokens: bool = True,
+        candidates: Sequence[Input] = (),
+        timeout_s: float | None = None,
+    ) -> types.Score:
+        """Score text or token ids; with candidates, score each after session and input."""
+        request = _convert.score_request(
+            input=input,
+            session_id=session,
+            model=model,
+            top_k=top_k,
+            solver=solver,
+            include_tokens=include_tokens,
+            candidates=candidates,
+        )
+        retry_on = ON_UNAVAILABLE if session is None or candidates else NEVER
+        return _convert.score(await self._call(self._scoring.Score, request, retry_on, timeout_s))
+
+    def score_stream(
+        self,
+        pieces: Iterable[StreamPiece] | AsyncIterable[StreamPiece],
+        *,
+        session: str | None = None,
+        model: str = "",
+        top_k: int | None = None,
+        solver: SolverOptions | None = None,
+        include_tokens: bool = True,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[types.StreamedScore]:
+        """Score text as `pieces` yields it; closing the iterator cancels the call.
+
+        `pieces` may be asynchronous, cut text anywhere, and yield token ids and FLUSH.
+        """
+        config = _convert.stream_config(
+            session_id=session,
+            model=model,
+            top_k=top_k,
+            solver=solver,
+            include_tokens=include_tokens,
+        )
+        requests = Requests(config, pieces)
+        call = self._stream(self._scoring.ScoreStream, requests.messages(), timeout_s)
+        requests.on_failure = call.cancel
+        return streamed_scores(call, requests)
+
+    def generate(
+        self,
+        prompt: Input | None = None,
+        *,
+        session: str | None = None,
+        model: str = "",
+        sampling: SamplingOptions | None = None,
+        stop: StopOptions | None = None,
+        logprobs: int | None = None,
+        solver: SolverOptions | None = None,
+        timeout_s: float | None = None,
+    ) -> AsyncGeneration:
+        """Continue a prompt or a session; iterate over the result for the tokens."""
+        request = _convert.generate_request(
+            prompt=prompt,
+            session_id=session,
+            model=model,
+            sampling=sampling,
+            stop=stop,
+            logprobs=logprobs,
+            solver=solver,
+        )
+        return AsyncGeneration(self._stream(self._generation.Generate, request, timeout_s))
+
+    def session(
+        self, *, model: str = "", ttl_s: float | None = None, solver: SolverOptions | None = None
+    ) -> SessionOpening:
+        """Make a session: await it, or use `async with`, which deletes it at the end."""
+        return SessionOpening(self.create_session(model=model, ttl_s=ttl_s, solver=solver), self)
+
+    async def open_session(self, session_id: str) -> AsyncSession:
+        """Take up a session made before."""
+        return AsyncSession(self, await self.get_session(session_id))
+
+    async def create_session(
+        self, *, model: str = "", ttl_s: float | None = None, solver: SolverOptions | None = None
+    ) -> types.SessionInfo:
+        """Make a session and leave its end to the caller, or to its time to live."""
+        request = session_pb2.CreateSessionRequest(
+            model=model, ttl_s=ttl_s, solver=_convert.solver_to_pb(solver)
+        )
+        answer = await self._call(self._sessions.CreateSession, request, NEVER)
+        return _convert.session(answer.session)
+
+    async def get_session(self, session_id: str) -> types.SessionInfo:
+        """Tell about a session."""
+        request = session_pb2.GetSessionRequest(session_id=session_id)
+        answer = await self._call(self._sessions.GetSession, request, ON_UNAVAILABLE)
+        return _convert.session(answer.session)
+
+    async def list_sessions(self, *, model: str = "") -> tuple[types.SessionInfo, ...]:
+        """List the owner's sessions, oldest first."""
+        found: list[types.SessionInfo] = []
+        request = session_pb2.ListSessionsRequest(model=model)
+        while True:
+            page = await self._call(self._sessions.ListSessions, request, ON_UNAVAILABLE)
+            found.extend(map(_convert.session, page.sessions))
+            if not page.next_page_token:
+                return tuple(found)
+            request.page_token = page.next_page_token
+
+    async def fork_session(
+        self, session_id: str, *, ttl_s: float | None = None
+    ) -> types.SessionInfo:
+        """Copy a session."""
+        request = session_pb2.ForkSessionRequest(session_id=session_id, ttl_s=ttl_s)
+        answer = await self._call(self._sessions.ForkSession, request, NEVER)
+        return _convert.session(answer.session)
+
+    async def delete_session(self, session_id: str, *, wait_if_busy: bool = False) -> None:
+        """Delete a session; `wait_if_busy` tries again while another call still holds it."""
+        request = session_pb2.DeleteSessionRequest(session_id=session_id)
+        await self._call(
+            self._sessions.DeleteSession, request, ON_ABORTED if wait_if_busy else NEVER
+        )
+
+    async def tokenize(self, text: str, *, model: str = "") -> types.Tokenized:
+        """Encode text."""
+        request = tokenizer_pb2.TokenizeRequest(model=model, text=text)
+        return _convert.tokenized(
+            await self._call(self._tokenizer.Tokenize, request, ON_UNAVAILABLE)
+        )
+
+    async def detokenize(self, ids: Iterable[int], *, model: str = "") -> types.Detokenized:
+        """Decode token ids."""
+        request = _convert.detokenize_request(model, ids)
+        return _convert.detokenized(
+            await self._call(self._tokenizer.Detokenize, request, ON_UNAVAILABLE)
+        )
+
+    async def models(self) -> tuple[types.ModelInfo, ...]:
+        """List the loaded models, the default one first."""
+        request = model_pb2.ListModelsRequest()
+        answer = await self._call(self._models.ListModels, request, ON_UNAVAILABLE)
+        return tuple(map(_convert.model_info, answer.models))
+
+    async def model(self, name: str = "") -> types.ModelInfo:
+        """Tell about one model, or about the default one."""
+        request = model_pb2.GetModelRequest(name=name)
+        answer = await self._call(self._models.GetModel, request, ON_UNAVAILABLE)
+        return _convert.model_info(answer.model)
+
+    async def health(self, service: str = "") -> types.HealthStatus:
+        """Ask for the health of the server, or of one service by its full name."""
+        request = health_pb2.HealthCheckRequest(service=service)
+        return _convert.health(await self._call(self._health.Check, request, ON_UNAVAILABLE))
+
+    async def wait_ready(
+        self, *, service: str = _convert.READY_SERVICE, timeout_s: float | None = None
+    ) -> None:
+        """Wait until the service is serving, also for a server that is yet to be started.
+
+        Raises:
+            DeadlineExceeded: it was not within `timeout_s`.
+        """
+        attempts = Attempts(self._retry, retry_on=NEVER, timeout_s=self._timeout(timeout_s))
+        request = health_pb2.HealthCheckRequest(service=service)
+        while True:
+            call = self._health.Watch(request, timeout=attempts.remaining_s(), wait_for_ready=True)
+            if await becomes_serving(call):
+                return
+            await asyncio.sleep(self._retry.initial_backoff_s)
+
+    def _timeout(self, timeout_s: float | None) -> float | None:
+        return self._timeout_s if timeout_s is None else timeout_s
+
+    async def _call(
+        self,
+        method: Callable[..., Any],
+        request: Any,
+        retry_on: frozenset[grpc.StatusCode],
+        timeout_s: float | None = None,
+    ) -> Any:
+        attempts = Attempts(self._retry, retry_on=retry_on, timeout_s=self._timeout(timeout_s))
+        while True:
+            try:
+                return await method(
+                    request, timeout=attempts.remaining_s(), metadata=self._metadata
+                )
+            except grpc.RpcError as error:
+                failure = from_call(error)
+                delay_s = attempts.delay_s(failure)
+                if delay_s is None:
+                    raise failure from error
+            await asyncio.sleep(delay_s)
+
+    def _stream(self, method: Callable[..., Any], request: Any, timeout_s: float | None) -> Any:
+        timeout_s = self._stream_timeout_s if timeout_s is None else timeout_s
+        return method(request, timeout=timeout_s, metadata=self._metadata)
