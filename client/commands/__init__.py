@@ -1,0 +1,1 @@
+"""Console commands built on the client; each module has `main(argv, prog) -> exit code`."""

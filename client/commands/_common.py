@@ -1,0 +1,184 @@
+"""What the commands share: flags, the connection, errors and exit codes, JSON."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from client._channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S
+from client.errors import DeqlmError, Unavailable
+from client.options import BudgetPolicy, SolverOptions
+from client.sync import Client
+
+EXIT_OK: Final = 0
+EXIT_RPC: Final = 1
+EXIT_USAGE: Final = 2
+
+ADDRESS_VARIABLE: Final = "DEQLM_ADDRESS"
+
+
+class UsageError(Exception):
+    """The command line cannot be carried out; the message says what to change."""
+
+
+def make_parser(
+    prog: str, description: str, epilog: str | None = None
+) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    """Make a command's parser, and a parent with the common flags for its subcommands."""
+    common = argparse.ArgumentParser(add_help=False)
+    group = common.add_argument_group("connection and output")
+    group.add_argument(
+        "--address",
+        default=os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS,
+        metavar="HOST:PORT",
+        help=f"server (default: {DEFAULT_ADDRESS}; environment: {ADDRESS_VARIABLE})",
+    )
+    group.add_argument(
+        "--timeout-s",
+        type=float,
+        metavar="S",
+        help=f"deadline of each call (default: {DEFAULT_TIMEOUT_S:g}; none for streams)",
+    )
+    group.add_argument("--owner", default="", help="owner of the sessions (default: nobody)")
+    group.add_argument("--model", default="", help="model (default: the session's or server's)")
+    group.add_argument("--json", action="store_true", help="print JSON instead of text")
+    parser = argparse.ArgumentParser(
+        prog=prog, description=description, epilog=epilog, parents=[common]
+    )
+    return parser, common
+
+
+def add_solver_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags behind `solver_options`."""
+    group = parser.add_argument_group("solver (default: the session's or model's)")
+    group.add_argument("--tol", type=float, help="relative residual at which a token is accepted")
+    group.add_argument("--max-nfe", type=int, metavar="N", help="most calls of f on one token")
+    group.add_argument(
+        "--policy",
+        choices=[policy.value for policy in BudgetPolicy],
+        help="at the budget: take the best state and mark it, or fail",
+    )
+
+
+def solver_options(args: argparse.Namespace) -> SolverOptions | None:
+    """Read the solver flags; None when none is given."""
+    policy = None if args.policy is None else BudgetPolicy(args.policy)
+    options = SolverOptions(tol=args.tol, max_nfe=args.max_nfe, policy=policy)
+    return None if options == SolverOptions() else options
+
+
+def run(prog: str, args: argparse.Namespace, action: Callable[[Client], None]) -> int:
+    """Connect, act, and turn errors into one line on stderr and an exit code."""
+    timeout_s = DEFAULT_TIMEOUT_S if args.timeout_s is None else args.timeout_s
+    try:
+        with Client(
+            args.address, timeout_s=timeout_s, stream_timeout_s=args.timeout_s, owner=args.owner
+        ) as client:
+            action(client)
+    except UsageError as error:
+        say(f"{prog}: {error}")
+        return EXIT_USAGE
+    except DeqlmError as error:
+        say(f"{prog}: {error.code.name}: {describe(error, args.address)}")
+        return EXIT_RPC
+    return EXIT_OK
+
+
+def describe(error: DeqlmError, address: str) -> str:
+    """Say in one line what went wrong and what to do."""
+    if isinstance(error, Unavailable) and not error.reason:
+        return (
+            f"no server answers at {address} ({error.message}); start one with "
+            f"`deqlm serve --model NAME=PATH`, or name another with --address"
+        )
+    parts = [error.message]
+    for violation in error.violations:
+        if violation.description not in error.message:
+            parts.append(f"{violation.field}: {violation.description}")
+    if error.retry_after_s is not None:
+        parts.append(f"try again in {error.retry_after_s:g} s")
+    return "; ".join(part.replace("\n", " ") for part in parts)
+
+
+def say(line: str) -> None:
+    """Write a line to stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def read_text(name: str) -> str:
+    """Read a UTF-8 file, or stdin for "-"."""
+    return "".join(read_pieces(name, size=2**20))
+
+
+def read_pieces(name: str, *, size: int) -> Iterator[str]:
+    """Read a UTF-8 file, or stdin for "-", in pieces of `size` characters, line ends kept.
+
+    Raises:
+        UsageError: it cannot be read, or is not UTF-8.
+    """
+    shown = "standard input" if name == "-" else name
+    source: str | int = sys.stdin.fileno() if name == "-" else name
+    try:
+        with open(source, encoding="utf-8", newline="", closefd=name != "-") as file:
+            while piece := file.read(size):
+                yield piece
+    except OSError as error:
+        raise UsageError(f"cannot read {shown}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{shown} is not UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def size_bytes(name: str) -> int | None:
+    """Size of a file; None for stdin and for what has no size."""
+    path = Path(name)
+    return path.stat().st_size if name != "-" and path.is_file() else None
+
+
+def print_json(value: Any, *, indent: int | None = 2) -> None:
+    """Print a result as one JSON document; numbers that JSON lacks become null."""
+    print(json.dumps(to_json(value), indent=indent, ensure_ascii=False, allow_nan=False))
+
+
+def to_json(value: Any) -> Any:
+    """Turn a result into what `json` knows: bytes as base64, times as ISO 8601."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {item.name: to_json(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if isinstance(value, dict):
+        return {key: to_json(item) for key, item in value.items()}
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int]) -> str:
+    """Lay out columns; those in `left` are aligned to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = []
+    for row in (header, *rows):
+        cells = (
+            cell.ljust(width) if index in left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def visible(text: str) -> str:
+    """Make white space and control characters of a token visible on one line."""
+    named = text.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣")
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in named)

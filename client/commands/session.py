@@ -1,0 +1,110 @@
+"""`deqlm session`: make, look at, copy and delete sessions."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+from client.commands._common import (
+    add_solver_flags,
+    make_parser,
+    print_json,
+    run,
+    solver_options,
+    table,
+)
+from client.sync import Client
+from client.types import SessionInfo
+
+
+def main(argv: list[str], prog: str) -> int:
+    """Run the command; returns the exit code."""
+    args = _parse(argv, prog)
+
+    def action(client: Client) -> None:
+        do: Callable[[Client, argparse.Namespace], None] = args.do
+        do(client, args)
+
+    return run(prog, args, action)
+
+
+def _parse(argv: list[str], prog: str) -> argparse.Namespace:
+    parser, common = make_parser(prog, "Manage histories that the server keeps between calls.")
+    # The common flags belong behind the subcommand; in front of it they would be overwritten.
+    parser = argparse.ArgumentParser(prog=prog, description=parser.description)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    create = commands.add_parser("create", parents=[common], help="make an empty session")
+    create.add_argument("--ttl-s", type=float, metavar="S", help="time to live after the last use")
+    add_solver_flags(create)
+    create.set_defaults(do=_create)
+    get = commands.add_parser("get", parents=[common], help="tell about a session")
+    get.add_argument("session_id", metavar="ID")
+    get.set_defaults(do=_get)
+    commands.add_parser("list", parents=[common], help="list your sessions").set_defaults(do=_list)
+    fork = commands.add_parser("fork", parents=[common], help="copy a session")
+    fork.add_argument("session_id", metavar="ID")
+    fork.add_argument("--ttl-s", type=float, metavar="S", help="time to live of the copy")
+    fork.set_defaults(do=_fork)
+    delete = commands.add_parser("delete", parents=[common], help="delete sessions")
+    delete.add_argument("session_ids", metavar="ID", nargs="+")
+    delete.set_defaults(do=_delete)
+    return parser.parse_args(argv)
+
+
+def _create(client: Client, args: argparse.Namespace) -> None:
+    info = client.create_session(model=args.model, ttl_s=args.ttl_s, solver=solver_options(args))
+    _print_new(info, args)
+
+
+def _fork(client: Client, args: argparse.Namespace) -> None:
+    _print_new(client.fork_session(args.session_id, ttl_s=args.ttl_s), args)
+
+
+def _print_new(info: SessionInfo, args: argparse.Namespace) -> None:
+    """Print the id alone, so that a shell can keep it in a variable."""
+    if args.json:
+        print_json(info)
+    else:
+        print(info.session_id)
+
+
+def _get(client: Client, args: argparse.Namespace) -> None:
+    info = client.get_session(args.session_id)
+    if args.json:
+        print_json(info)
+    else:
+        print(_session_table([info]))
+
+
+def _list(client: Client, args: argparse.Namespace) -> None:
+    infos = client.list_sessions(model=args.model)
+    if args.json:
+        print_json({"sessions": infos})
+    else:
+        print(_session_table(infos) if infos else "no sessions")
+
+
+def _delete(client: Client, args: argparse.Namespace) -> None:
+    for session_id in args.session_ids:
+        client.delete_session(session_id)
+    if args.json:
+        print_json({"deleted": args.session_ids})
+
+
+def _session_table(infos: Sequence[SessionInfo]) -> str:
+    now = datetime.now(UTC)
+    rows = [
+        [
+            info.session_id,
+            info.model,
+            str(info.position),
+            f"{info.totals.perplexity:.3f}" if info.totals.scored_tokens else "",
+            f"{info.memory_bytes / 2**10:.0f}",
+            f"{max((info.expire_time - now).total_seconds(), 0.0):.0f}",
+            "busy" if info.busy else "idle",
+        ]
+        for info in infos
+    ]
+    header = ["session", "model", "tokens", "perplexity", "KiB", "expires in s", "state"]
+    return table(header, rows, left=(0, 1, 6))
