@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Generator, Iterable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Sequence,
+)
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -79,7 +86,7 @@ class AsyncSession:
         solver: SolverOptions | None = None,
         include_tokens: bool = True,
         timeout_s: float | None = None,
-    ) -> AsyncIterator[types.StreamedScore]:
+    ) -> AsyncGenerator[types.StreamedScore, None]:
         """Score text as it comes and append it."""
         return self._client.score_stream(
             pieces,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
@@ -110,7 +110,9 @@ class Requests:
             self.on_failure()
 
 
-async def streamed_scores(call: Any, requests: Requests) -> AsyncIterator[types.StreamedScore]:
+async def streamed_scores(
+    call: Any, requests: Requests
+) -> AsyncGenerator[types.StreamedScore, None]:
     """Yield the answers; what the caller's iterator raised is raised here."""
     try:
         async for message in _read(call):

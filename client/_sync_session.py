@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -79,7 +79,7 @@ class Session:
         solver: SolverOptions | None = None,
         include_tokens: bool = True,
         timeout_s: float | None = None,
-    ) -> Iterator[types.StreamedScore]:
+    ) -> Generator[types.StreamedScore, None, None]:
         """Score text as it comes and append it."""
         return self._client.score_stream(
             pieces,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -113,7 +113,7 @@ class Requests:
             raise StopIteration from error
 
 
-def streamed_scores(call: Any, requests: Requests) -> Iterator[types.StreamedScore]:
+def streamed_scores(call: Any, requests: Requests) -> Generator[types.StreamedScore, None, None]:
     """Yield the answers; what the caller's iterator raised is raised here."""
     try:
         for message in call:

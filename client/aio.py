@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import (
+    AsyncGenerator,
     AsyncIterable,
-    AsyncIterator,
     Callable,
     Iterable,
     Sequence,
@@ -136,7 +136,7 @@ class AsyncClient:
         solver: SolverOptions | None = None,
         include_tokens: bool = True,
         timeout_s: float | None = None,
-    ) -> AsyncIterator[types.StreamedScore]:
+    ) -> AsyncGenerator[types.StreamedScore, None]:
         """Score text as `pieces` yields it; closing the iterator cancels the call.
 
         `pieces` may be asynchronous, cut text anywhere, and yield token ids and FLUSH.

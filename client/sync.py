@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -133,7 +133,7 @@ class Client:
         solver: SolverOptions | None = None,
         include_tokens: bool = True,
         timeout_s: float | None = None,
-    ) -> Iterator[types.StreamedScore]:
+    ) -> Generator[types.StreamedScore, None, None]:
         """Score text as `pieces` yields it; closing the iterator cancels the call.
 
         `pieces` is read on another thread. It may cut text anywhere, and yield token ids and FLUSH.

@@ -32,7 +32,7 @@ def test_every_status_but_ok_has_its_own_exception():
 @pytest.mark.parametrize("code", CODES, ids=lambda code: code.name)
 def test_a_status_arrives_as_its_exception(fake, client, code):
     fake.queue("DeleteSession", Failure(code=code, message="what happened"))
-    with pytest.raises(errors.ERRORS[code], match="^what happened$") as caught:
+    with pytest.raises(errors.ERRORS[code], match="what happened") as caught:
         client.delete_session("s1")
     assert type(caught.value) is errors.ERRORS[code]
     assert caught.value.code is code
