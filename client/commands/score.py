@@ -220,7 +220,7 @@ def _token_table(tokens: tuple[TokenScore, ...], text: str | None) -> str:
             str(token.token_id),
             f"{token.logprob:.4f}",
             str(token.nfe) + ("" if token.converged else "!"),
-            visible(_shown(token, raw)),
+            _shown(token, raw),
             "  ".join(f"{visible(other.text)} {other.logprob:.3f}" for other in token.alternatives),
         ]
         for token in tokens
@@ -230,9 +230,9 @@ def _token_table(tokens: tuple[TokenScore, ...], text: str | None) -> str:
 
 def _shown(token: TokenScore, raw: bytes | None) -> str:
     if not token.is_unknown or raw is None or token.byte_begin is None:
-        return token.text
+        return visible(token.text)
     word = raw[token.byte_begin : token.byte_end].decode(errors="replace")
-    return f"{token.text} ({word})"
+    return f"{visible(token.text)} ({visible(word)})"
 
 
 def _candidate_table(score: Score, texts: tuple[str, ...]) -> str:
