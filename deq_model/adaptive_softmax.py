@@ -1,0 +1,126 @@
+"""Adaptive log-softmax (arXiv 1609.04309): a head over frequent words and tails behind clusters.
+
+Letters: N positions, V ``n_token``, c1 the first cutoff, k the number of tail clusters.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from deq_model.config import ModelConfig
+from deq_model.embedding import AdaptiveEmbedding
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Log-probabilities of the head.
+
+    Attributes:
+        words: ``(N, c1)`` of the frequent words.
+        clusters: ``(N, k)`` of the tail clusters, cluster 1 first.
+    """
+
+    words: Tensor
+    clusters: Tensor
+
+
+class AdaptiveLogSoftmax(nn.Module):
+    """``log p(w | hidden)``, its tables and projections tied to the embedding's as configured.
+
+    Cluster i's logits are ``(hidden · P_i) · out_iᵀ + b_i``; the head's table is followed by one
+    row per tail cluster. The published layout numbers those rows backwards: cluster 1 owns the
+    last column of the head, cluster 2 the one before it.
+    """
+
+    def __init__(self, config: ModelConfig, embedding: AdaptiveEmbedding) -> None:
+        super().__init__()
+        self.config = config
+        self.edges = config.cluster_edges
+        self._embedding = (embedding,)  # in a tuple: tied, but not a submodule of this one
+        n_tail = len(config.cutoffs)
+        self.tables = nn.ParameterList(
+            () if config.tie_weights else (nn.Parameter(torch.empty_like(t)) for t in embedding.tables)
+        )
+        sizes = [table.shape[0] for table in embedding.tables]
+        self.biases = nn.ParameterList(nn.Parameter(torch.empty(size)) for size in sizes)
+        self.projections = nn.ParameterDict(
+            {
+                str(i): nn.Parameter(torch.empty(config.d_model, config.cluster_width(i)))
+                for i in range(config.n_cluster)
+                if config.has_projections and not config.tie_projs[i]
+            }
+        )
+        if n_tail:
+            self.cluster_weight = nn.Parameter(torch.empty(n_tail, config.d_embed))
+            self.cluster_bias = nn.Parameter(torch.empty(n_tail))
+
+    def _table(self, cluster: int) -> tuple[Tensor, Tensor]:
+        """Output table ``(size, width)`` and bias ``(size,)`` of a cluster."""
+        tables = self._embedding[0].tables if self.config.tie_weights else self.tables
+        if self.config.div_val > 1:
+            return tables[cluster], self.biases[cluster]
+        rows = slice(self.edges[cluster], self.edges[cluster + 1])
+        return tables[0][rows], self.biases[0][rows]
+
+    def _project(self, cluster: int, hidden: Tensor) -> Tensor:
+        if not self.config.has_projections:
+            return hidden
+        if self.config.tie_projs[cluster]:
+            shared = self._embedding[0].projections
+            return hidden @ shared[cluster if self.config.div_val > 1 else 0]
+        return hidden @ self.projections[str(cluster)]
+
+    def head(self, hidden: Tensor) -> Head:
+        """The head's log-probabilities for ``hidden`` of ``(N, d_model)``."""
+        weight, bias = self._table(0)
+        n_tail = len(self.config.cutoffs)
+        if n_tail:
+            weight = torch.cat([weight, self.cluster_weight])
+            bias = torch.cat([bias, self.cluster_bias])
+        logits = functional.linear(self._project(0, hidden), weight, bias)
+        logprob = _log_softmax(logits)
+        c1 = self.edges[1]
+        return Head(logprob[:, :c1], logprob[:, c1:].flip(1))
+
+    def tail(self, cluster: int, hidden: Tensor) -> Tensor:
+        """``log p(w | cluster)`` for the words of tail ``cluster`` ≥ 1: ``(N, size)``."""
+        weight, bias = self._table(cluster)
+        return _log_softmax(functional.linear(self._project(cluster, hidden), weight, bias))
+
+    def target_logprob(self, hidden: Tensor, target: Tensor) -> Tensor:
+        """``log p(target)``, touching a tail only for the positions whose target is in it.
+
+        Args:
+            hidden: ``(N, d_model)``.
+            target: ``(N,)`` int64 in ``[0, n_token)``.
+
+        Returns:
+            ``(N,)`` natural logarithms.
+        """
+        head = self.head(hidden)
+        in_head = target.clamp(max=self.edges[1] - 1)
+        logprob = head.words.gather(1, in_head[:, None]).squeeze(1)
+        for i in range(1, self.config.n_cluster):
+            inside = (target >= self.edges[i]) & (target < self.edges[i + 1])
+            rows = inside.nonzero().squeeze(1)
+            if rows.numel() == 0:
+                continue
+            local = (target[rows] - self.edges[i])[:, None]
+            within = self.tail(i, hidden[rows]).gather(1, local).squeeze(1)
+            logprob = logprob.index_copy(0, rows, head.clusters[rows, i - 1] + within)
+        return logprob
+
+    def log_prob(self, hidden: Tensor) -> Tensor:
+        """The whole distribution: ``(N, d_model)`` to ``(N, n_token)``."""
+        head = self.head(hidden)
+        tails = [
+            head.clusters[:, i - 1 : i] + self.tail(i, hidden)
+            for i in range(1, self.config.n_cluster)
+        ]
+        return torch.cat([head.words, *tails], dim=1)
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))

@@ -1,0 +1,51 @@
+"""Estimates about the Jacobian J of f at a fixed point (arXiv 2106.14342)."""
+
+import torch
+from torch import Tensor
+
+
+def frobenius_estimate(f_z: Tensor, z: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    """Hutchinson's estimate of ``‖J‖_F² / (B·D·L)``: ``‖vᵀJ‖² / (B·D·L)``, v standard normal.
+
+    Args:
+        f_z: ``(B, L, D)``, computed from z with its graph.
+        z: ``(B, L, D)`` requiring a gradient.
+        generator: source of v, on z's device.
+
+    Returns:
+        A scalar that can be differentiated in the parameters of f (z* itself held fixed).
+    """
+    v = torch.empty_like(f_z).normal_(generator=generator)
+    (product,) = torch.autograd.grad(f_z, z, v, create_graph=True)
+    return product.square().sum() / z.numel()
+
+
+def spectral_radius(
+    f_z: Tensor, z: Tensor, *, steps: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """The power method on Jᵀ, per sample: an estimate of the largest ``|λ|`` of J.
+
+    Returns the growth of the vector over the last half of the steps, as a geometric mean. Where
+    the dominant eigenvalue is real and alone it converges to its modulus. Where the dominant
+    eigenvalues are a complex pair the vector turns instead of settling: the growth of single steps
+    goes up and down around the modulus for ever, and only its mean over many steps tends to it,
+    with an error that falls as 1/steps.
+
+    Args:
+        f_z: ``(B, L, D)``, computed from z with its graph.
+        z: ``(B, L, D)`` requiring a gradient.
+        steps: products with Jᵀ; at least 2.
+        generator: source of the first vector, on z's device.
+
+    Returns:
+        ``(B,)``.
+    """
+    if steps < 2:
+        raise ValueError(f"steps must be at least 2, got {steps}")
+    v = torch.empty_like(f_z).normal_(generator=generator)
+    log_growth = []
+    for _ in range(steps):
+        v = v / v.flatten(1).norm(dim=1)[:, None, None]
+        (v,) = torch.autograd.grad(f_z, z, v, retain_graph=True)
+        log_growth.append(v.flatten(1).norm(dim=1).log())
+    return torch.stack(log_growth[steps // 2 :]).mean(0).exp()

@@ -1,0 +1,1 @@
+"""The inference server: a gRPC edge over one engine per model."""

@@ -1,0 +1,1 @@
+"""The engine: sessions, scheduling and solving, without a word of gRPC."""

@@ -1,0 +1,26 @@
+"""What the engine reports while it runs, for metrics."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from server.engine.types import Solved
+
+
+class Observer(Protocol):
+    """Called on the engine's thread; must be quick and must not raise."""
+
+    def step(self, *, rows: int, sequences: int, seconds: float) -> None:
+        """One call of f was made on ``rows`` tokens of ``sequences`` sequences."""
+
+    def solved(self, tokens: Sequence[Solved]) -> None:
+        """Tokens were accepted."""
+
+
+class Unobserved:
+    """An observer that looks away."""
+
+    def step(self, *, rows: int, sequences: int, seconds: float) -> None:
+        """Ignores it."""
+
+    def solved(self, tokens: Sequence[Solved]) -> None:
+        """Ignores them."""
