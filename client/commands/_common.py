@@ -30,10 +30,8 @@ class UsageError(Exception):
     """The command line cannot be carried out; the message says what to change."""
 
 
-def make_parser(
-    prog: str, description: str, epilog: str | None = None
-) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
-    """Make a command's parser, and a parent with the common flags for its subcommands."""
+def common_flags() -> argparse.ArgumentParser:
+    """Make a parent parser with the flags that every command takes."""
     common = argparse.ArgumentParser(add_help=False)
     group = common.add_argument_group("connection and output")
     group.add_argument(
@@ -51,10 +49,16 @@ def make_parser(
     group.add_argument("--owner", default="", help="owner of the sessions (default: nobody)")
     group.add_argument("--model", default="", help="model (default: the session's or server's)")
     group.add_argument("--json", action="store_true", help="print JSON instead of text")
-    parser = argparse.ArgumentParser(
-        prog=prog, description=description, epilog=epilog, parents=[common]
+    return common
+
+
+def make_parser(
+    prog: str, description: str, *, epilog: str | None = None
+) -> argparse.ArgumentParser:
+    """Make the parser of a command without subcommands."""
+    return argparse.ArgumentParser(
+        prog=prog, description=description, epilog=epilog, parents=[common_flags()]
     )
-    return parser, common
 
 
 def add_solver_flags(parser: argparse.ArgumentParser) -> None:

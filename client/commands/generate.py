@@ -40,7 +40,7 @@ def main(argv: list[str], prog: str) -> int:
 
 
 def _parse(argv: list[str], prog: str) -> argparse.Namespace:
-    parser, _ = make_parser(
+    parser = make_parser(
         prog, "Continue a text. The text goes to stdout as it is drawn, figures to stderr."
     )
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="text; - reads stdin")

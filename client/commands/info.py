@@ -12,7 +12,7 @@ from client.types import ModelInfo
 
 def main(argv: list[str], prog: str) -> int:
     """Run the command; returns the exit code."""
-    parser, _ = make_parser(
+    parser = make_parser(
         prog, "Tell what models a server has loaded; with --model, everything about one."
     )
     args = parser.parse_args(argv)

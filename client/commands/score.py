@@ -56,10 +56,10 @@ def main(argv: list[str], prog: str) -> int:
 
 
 def _parse(argv: list[str], prog: str) -> argparse.Namespace:
-    parser, _ = make_parser(
+    parser = make_parser(
         prog,
         "Score a text: log-probability of every token, totals and perplexity.",
-        "Natural logarithms in tables and JSON, bits in the shading.",
+        epilog="Natural logarithms in tables and JSON, bits in the shading.",
     )
     parser.add_argument("file", nargs="?", metavar="FILE", help="UTF-8 text; - reads stdin")
     parser.add_argument("--session", metavar="ID", help="score after this session and append to it")

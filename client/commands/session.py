@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from client.commands._common import (
     add_solver_flags,
-    make_parser,
+    common_flags,
     print_json,
     run,
     solver_options,
@@ -30,9 +30,11 @@ def main(argv: list[str], prog: str) -> int:
 
 
 def _parse(argv: list[str], prog: str) -> argparse.Namespace:
-    parser, common = make_parser(prog, "Manage histories that the server keeps between calls.")
-    # The common flags belong behind the subcommand; in front of it they would be overwritten.
-    parser = argparse.ArgumentParser(prog=prog, description=parser.description)
+    parser = argparse.ArgumentParser(
+        prog=prog, description="Manage histories that the server keeps between calls."
+    )
+    # The common flags stand behind the subcommand; given in front too, its defaults would win.
+    common = common_flags()
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     create = commands.add_parser("create", parents=[common], help="make an empty session")
     create.add_argument("--ttl-s", type=float, metavar="S", help="time to live after the last use")

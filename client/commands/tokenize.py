@@ -12,7 +12,7 @@ from client.types import Tokenized
 
 def main(argv: list[str], prog: str) -> int:
     """Run the command; returns the exit code."""
-    parser, _ = make_parser(prog, "Show the tokens of a text, or the text of token ids.")
+    parser = make_parser(prog, "Show the tokens of a text, or the text of token ids.")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "text",
