@@ -76,14 +76,28 @@ async def test_answers_come_while_text_is_still_being_written(aclient):
 
 
 async def test_what_the_pieces_raise_reaches_the_reader(fake, aclient):
+    answered = asyncio.Event()
+
     async def pieces():
         yield "one "
+        await asyncio.wait_for(answered.wait(), GIVE_UP_S)
         raise OSError("the file is gone")
 
+    answers = aclient.score_stream(pieces())
+    assert (await anext(answers)).tokens[0].text == "one"
+    answered.set()
     with pytest.raises(OSError, match="the file is gone"):
-        async for _ in aclient.score_stream(pieces()):
-            pass
+        await anext(answers)
     assert await _cancelled(fake)
+
+
+async def test_pieces_that_raise_at_once_raise_in_the_reader(aclient):
+    async def pieces():
+        raise OSError("no such file")
+        yield
+
+    with pytest.raises(OSError, match="no such file"):
+        await anext(aclient.score_stream(pieces()))
 
 
 async def test_a_broken_stream_raises_its_status(fake, aclient):

@@ -84,13 +84,28 @@ def test_answers_come_while_text_is_still_being_written(client):
 
 
 def test_what_the_pieces_raise_reaches_the_reader(fake, client):
+    answered = threading.Event()
+
     def pieces():
         yield "one "
+        assert answered.wait(GIVE_UP_S)
         raise OSError("the file is gone")
 
+    answers = client.score_stream(pieces())
+    assert next(answers).tokens[0].text == "one"
+    answered.set()
     with pytest.raises(OSError, match="the file is gone"):
-        list(client.score_stream(pieces()))
+        next(answers)
     assert fake.cancelled.wait(GIVE_UP_S)
+
+
+def test_pieces_that_raise_at_once_raise_in_the_reader(client):
+    def pieces():
+        raise OSError("no such file")
+        yield
+
+    with pytest.raises(OSError, match="no such file"):
+        list(client.score_stream(pieces()))
 
 
 def test_a_broken_stream_raises_its_status(fake, client):
