@@ -41,7 +41,9 @@ class AdaptiveLogSoftmax(nn.Module):
         self._embedding = (embedding,)  # in a tuple: tied, but not a submodule of this one
         n_tail = len(config.cutoffs)
         self.tables = nn.ParameterList(
-            () if config.tie_weights else (nn.Parameter(torch.empty_like(t)) for t in embedding.tables)
+            ()
+            if config.tie_weights
+            else (nn.Parameter(torch.empty_like(t)) for t in embedding.tables)
         )
         sizes = [table.shape[0] for table in embedding.tables]
         self.biases = nn.ParameterList(nn.Parameter(torch.empty(size)) for size in sizes)

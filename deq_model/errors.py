@@ -1,8 +1,8 @@
 """Errors of the model package.
 
-    DeqModelError
-    ├── ConfigError        a configuration contradicts itself or holds an impossible value
-    └── CheckpointError    a checkpoint is missing, damaged or does not fit its configuration
+DeqModelError
+├── ConfigError        a configuration contradicts itself or holds an impossible value
+└── CheckpointError    a checkpoint is missing, damaged or does not fit its configuration
 """
 
 

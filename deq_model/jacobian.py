@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 
 
-def frobenius_estimate(f_z: Tensor, z: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+def frobenius_estimate(
+    f_z: Tensor, z: Tensor, *, generator: torch.Generator | None = None
+) -> Tensor:
     """Hutchinson's estimate of ``‖J‖_F² / (B·D·L)``: ``‖vᵀJ‖² / (B·D·L)``, v standard normal.
 
     Args:

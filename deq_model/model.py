@@ -16,7 +16,7 @@ from deq_model.function import EquilibriumParameters, EquilibriumWeights, Functi
 from deq_model.implicit import ImplicitGradient
 from deq_model.memory import Memory
 from deq_model.normalised import WeightNormLinear
-from deq_model.solvers.loop import Solution, solve
+from deq_model.solvers.loop import Solution, solve_with_retries
 from deq_model.solvers.options import SolverOptions
 
 
@@ -103,6 +103,23 @@ class TrainingResult:
 
 
 @dataclass(frozen=True, slots=True)
+class UnrolledResult:
+    """What a block of plain applications of f gives.
+
+    Attributes:
+        nll: ``(B, L)``, differentiable.
+        memory: for the next block, detached.
+        f_z: ``(B, L, D)``, the last state.
+        z: ``(B, L, D)``, the state before it.
+    """
+
+    nll: Tensor
+    memory: Memory
+    f_z: Tensor
+    z: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class _Masks:
     embedding: Tensor
     hidden: Tensor
@@ -170,6 +187,8 @@ class DEQLanguageModel(nn.Module):
         mem_len: int | None = None,
         weights: EquilibriumWeights | None = None,
         whole_block: bool = False,
+        retries: int = 0,
+        generator: torch.Generator | None = None,
     ) -> BlockResult:
         """Fixed points of a block, without gradients.
 
@@ -181,11 +200,15 @@ class DEQLanguageModel(nn.Module):
             weights: folded ones, where the caller has them.
             whole_block: solve each sample's block as one vector, as published, instead of token by
                 token.
+            retries: further tries for samples that did not converge, from disturbed starts.
+            generator: source of that disturbance.
         """
         injection = self.inject(tokens)
         f = BlockFunction(weights or self.f.fold(), memory, injection)
         z_init = injection.new_zeros(*tokens.shape, self.config.d_model)
-        solution = _solve_rows(f, z_init, options, whole_block=whole_block)
+        solution = _solve_rows(
+            f, z_init, options, whole_block=whole_block, retries=retries, generator=generator
+        )
         keep = self.config.mem_len if mem_len is None else mem_len
         remembered = memory.extend(solution.z_star, injection, mem_len=keep)
         return BlockResult(solution.z_star, remembered, solution)
@@ -204,6 +227,7 @@ class DEQLanguageModel(nn.Module):
         forward: SolverOptions,
         backward: SolverOptions,
         whole_block: bool = False,
+        matmul_dtype: torch.dtype | None = None,
         generator: torch.Generator | None = None,
     ) -> TrainingResult:
         """A block with implicit gradients.
@@ -215,14 +239,11 @@ class DEQLanguageModel(nn.Module):
             forward: solver of the fixed point.
             backward: solver of the gradient's linear system.
             whole_block: solve forward as published, each sample's block as one vector.
+            matmul_dtype: of the matrix products of f; None for the parameters'.
             generator: source of the dropout masks.
         """
         masks = self._draw_masks(*tokens.shape, memory.length, generator)
-        embedded = self.embedding(tokens)
-        if masks is not None:
-            embedded = embedded * masks.embedding
-        injection = self.injection(embedded)
-        weights = self.f.fold()
+        injection, weights = self._prepare(tokens, masks, matmul_dtype)
         function_masks = None if masks is None else masks.function
         with torch.no_grad():
             fixed = BlockFunction(weights.detach(), memory, injection.detach(), function_masks)
@@ -242,6 +263,44 @@ class DEQLanguageModel(nn.Module):
             f_z=f_z,
             z=z,
         )
+
+    def unroll_block(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        memory: Memory,
+        *,
+        depth: int,
+        matmul_dtype: torch.dtype | None = None,
+        generator: torch.Generator | None = None,
+    ) -> UnrolledResult:
+        """A block of ``depth`` ≥ 1 plain applications of f from zeros, with ordinary gradients."""
+        masks = self._draw_masks(*tokens.shape, memory.length, generator)
+        injection, weights = self._prepare(tokens, masks, matmul_dtype)
+        f = BlockFunction(weights, memory, injection, None if masks is None else masks.function)
+        z = injection.new_zeros(*tokens.shape, self.config.d_model, requires_grad=True)
+        f_z = f(z)
+        for _ in range(depth - 1):
+            z, f_z = f_z, f(f_z)
+        hidden = f_z if masks is None else f_z * masks.hidden
+        return UnrolledResult(
+            nll=self.nll(hidden, targets),
+            memory=memory.extend(f_z, injection, mem_len=self.config.mem_len),
+            f_z=f_z,
+            z=z,
+        )
+
+    def _prepare(
+        self, tokens: Tensor, masks: _Masks | None, matmul_dtype: torch.dtype | None
+    ) -> tuple[Tensor, EquilibriumWeights]:
+        """Injection ``(B, L, 3·D)`` and folded weights, both with their graph."""
+        embedded = self.embedding(tokens)
+        if masks is not None:
+            embedded = embedded * masks.embedding
+        weights = self.f.fold()
+        if matmul_dtype is not None:
+            weights = weights.to(self.device, matmul_dtype)
+        return self.injection(embedded), weights
 
     def _draw_masks(
         self, batch: int, length: int, mem_len: int, generator: torch.Generator | None
@@ -271,15 +330,23 @@ class DEQLanguageModel(nn.Module):
 
 
 def _solve_rows(
-    f: BlockFunction, z_init: Tensor, options: SolverOptions, *, whole_block: bool
+    f: BlockFunction,
+    z_init: Tensor,
+    options: SolverOptions,
+    *,
+    whole_block: bool,
+    retries: int = 0,
+    generator: torch.Generator | None = None,
 ) -> Solution:
     if not whole_block:
-        return solve(f, z_init, options)
+        return solve_with_retries(f, z_init, options, retries=retries, generator=generator)
     batch, length, d_model = z_init.shape
-    solution = solve(
+    solution = solve_with_retries(
         lambda z: f(z.view(batch, length, d_model)).view(batch, 1, -1),
         z_init.view(batch, 1, -1),
         options,
+        retries=retries,
+        generator=generator,
     )
     return Solution(
         z_star=solution.z_star.view(batch, length, d_model),

@@ -32,6 +32,8 @@ class SolverOptions:
         max_nfe: budget of calls of f.
         stop_mode: which residual the tolerance is for, rel(ative) or abs(olute).
         depth: past steps a row remembers; broyden forgets them all when it is full.
+        restart: a row whose residual grows to this many times its least one goes back to its best
+            state and forgets its steps; inf for never.
     """
 
     method: Method = "broyden"
@@ -39,6 +41,7 @@ class SolverOptions:
     max_nfe: int = 35
     stop_mode: StopMode = "rel"
     depth: int = 12
+    restart: float = 100.0
 
     def __post_init__(self) -> None:
         if self.method not in ("broyden", "anderson", "picard"):
@@ -51,3 +54,5 @@ class SolverOptions:
             raise ConfigError(f"stop_mode must be rel or abs, got {self.stop_mode!r}")
         if self.depth < 1:
             raise ConfigError(f"depth must be at least 1, got {self.depth}")
+        if not self.restart > 1:
+            raise ConfigError(f"restart must be above 1, got {self.restart}")

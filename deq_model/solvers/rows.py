@@ -42,11 +42,9 @@ class RowSolver:
 
     A row is a token, or a whole flattened block: the solver does not know. It costs one call of f
     per observation. Rows may begin and end at different times (``start``). A proposal is always
-    finite. A row whose residual is not finite, or ``WORSE`` times that of its best state, goes back
-    to that state, forgets its history and takes a plain step, half as long each time it happens.
+    finite. A row whose residual is not finite, or ``restart`` times its least one, goes back to its
+    best state, forgets its history and takes a plain step, half as long each time it happens.
     """
-
-    WORSE = 10.0
 
     def __init__(
         self,
@@ -57,8 +55,10 @@ class RowSolver:
         depth: int,
         device: torch.device,
         dtype: torch.dtype,
+        restart: float = 100.0,
     ) -> None:
         """Makes room for ``capacity`` rows of ``dim`` channels."""
+        self._restart = restart
         like = torch.zeros((), device=device, dtype=dtype)
         self._rule = make_rule(method, capacity=capacity, dim=dim, depth=depth, like=like)
         self._z = like.new_zeros(capacity, dim)
@@ -108,7 +108,7 @@ class RowSolver:
         finite = residual_abs.isfinite() & residual_rel.isfinite()
         residual_abs = residual_abs.where(finite, residual_abs.new_tensor(torch.inf))
         residual_rel = residual_rel.where(finite, residual_rel.new_tensor(torch.inf))
-        worse = ~finite | (residual_rel > self.WORSE * self._best_rel[rows])
+        worse = ~finite | (residual_rel > self._restart * self._best_rel[rows])
         self._remember(rows, z, g, residual_rel, residual_abs, settled)
         self._advance(rows, z, g, worse)
         return Observation(residual_rel, residual_abs)

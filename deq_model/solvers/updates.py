@@ -70,10 +70,13 @@ class Broyden:
 
     def step(self, rows: Rows, dz: Tensor, dg: Tensor, g: Tensor, fresh: Tensor) -> Tensor:
         """One rank-one update, then ``Δz = −B g``."""
-        full = self._count[rows] >= self._depth
+        count = self._count[rows]
+        full = count >= self._depth
         if bool(full.any()):
             self.forget(rows, full)
-        u, v, count = self._u[rows], self._v[rows], self._count[rows]
+            count = self._count[rows]
+        used = int(count.max())
+        u, v = self._u[rows, :used], self._v[rows, :used]
         v_new = torch.einsum("nm,nmd->nd", torch.einsum("nmd,nd->nm", u, dz), v) - dz
         b_dg = torch.einsum("nm,nmd->nd", torch.einsum("nmd,nd->nm", v, dg), u) - dg
         bottom = (v_new * dg).sum(-1, keepdim=True)

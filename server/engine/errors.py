@@ -1,16 +1,16 @@
 """Errors of the engine; the edge maps each to a status.
 
-    EngineError
-    ├── InvalidRequest      a field has an impossible value          (field, value and bound)
-    ├── SessionNotFound     unknown, deleted, expired or foreign
-    ├── SessionBusy         another call is running on it
-    ├── SessionLimit        no room for one more session
-    ├── QueueFull           too much work is waiting
-    ├── DeadlineExceeded    the caller's deadline passed
-    ├── Cancelled           the caller went away
-    ├── NotConverged        a token spent its budget and the request said that is an error
-    ├── EngineStopped       the engine is not running
-    └── EngineFailed        a bug or a broken device; details are in the log only
+EngineError
+├── InvalidRequest      a field has an impossible value          (field, value and bound)
+├── SessionNotFound     unknown, deleted, expired or foreign
+├── SessionBusy         another call is running on it
+├── SessionLimit        no room for one more session
+├── QueueFull           too much work is waiting
+├── DeadlineExceeded    the caller's deadline passed
+├── Cancelled           the caller went away
+├── NotConverged        a token spent its budget and the request said that is an error
+├── EngineStopped       the engine is not running
+└── EngineFailed        a bug or a broken device; details are in the log only
 """
 
 

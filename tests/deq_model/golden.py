@@ -18,8 +18,9 @@ PROBES = ("probe_pre_ln", "probe_local")
 
 @dataclass(frozen=True)
 class Golden:
-    """A case: its model in float64, its arrays, its segments."""
+    """A case: its name, its model in float64, its arrays, its segments."""
 
+    name: str
     model: DEQLanguageModel
     arrays: dict[str, torch.Tensor]
     segments: list[tuple[int, int]]
@@ -46,4 +47,4 @@ def load_golden(name: str) -> Golden:
     with np.load(GOLDEN / f"{name}.npz") as file:
         arrays = {key: torch.from_numpy(file[key].copy()) for key in file.files}
     ends = np.cumsum(lengths).tolist()
-    return Golden(model.eval(), arrays, list(zip([0, *ends[:-1]], ends, strict=True)))
+    return Golden(name, model.eval(), arrays, list(zip([0, *ends[:-1]], ends, strict=True)))
