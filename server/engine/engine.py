@@ -1,0 +1,275 @@
+"""The engine: one thread owns the device; everybody else leaves jobs and takes events.
+
+A turn of the thread: take new jobs, drop cancelled and late ones, let waiting ones in, one call of
+f for all rows, hand out what it gave. So cancellation, deadlines and new requests wait for one
+call of f at most.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+
+import torch
+
+from deq_model.checkpoint import LoadedCheckpoint
+from deq_model.errors import CheckpointError
+from server.engine.batch import Batch
+from server.engine.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    EngineFailed,
+    EngineStopped,
+    QueueFull,
+)
+from server.engine.jobs import JobRunner
+from server.engine.observer import Observer
+from server.engine.scheduler import Scheduler
+from server.engine.sessions import SessionTable
+from server.engine.slab import Slab
+from server.engine.slots import SlotPool
+from server.engine.types import EngineLimits, EngineSnapshot, Job, ScoreJob
+from server.engine.work import Work
+
+log = logging.getLogger(__name__)
+
+_IDLE_WAIT_S = 1.0
+"""How long the idle thread sleeps before it looks for expired sessions."""
+
+
+class Engine:
+    """Solves the jobs of one model. Its public methods are thread-safe."""
+
+    def __init__(
+        self,
+        checkpoint: LoadedCheckpoint,
+        *,
+        name: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        limits: EngineLimits,
+        observer: Observer | None = None,
+    ) -> None:
+        """Takes the checkpoint over: its weights are folded, cast and moved.
+
+        Args:
+            checkpoint: model, tokenizer and fingerprint; the model is the engine's from now on.
+            name: of the model, for messages.
+            device: where to solve.
+            dtype: of the matrix products of f; states are in float32, or float64 with float64.
+            limits: sizes.
+            observer: told about every call of f, once the engine is warm.
+
+        Raises:
+            CheckpointError: the checkpoint has no tokenizer.
+        """
+        state = torch.promote_types(dtype, torch.float32)
+        model = checkpoint.model.to(device, state).eval().requires_grad_(False)
+        if checkpoint.tokenizer is None:
+            raise CheckpointError(f"checkpoint of model {name!r} has no tokenizer")
+        self.name, self.limits = name, limits
+        self.config, self.tokenizer = checkpoint.config, checkpoint.tokenizer
+        self.fingerprint = checkpoint.fingerprint
+        self.n_parameters = model.n_parameters()
+        self.device, self.dtype = device, dtype
+        weights = model.f.fold().detach().to(device, dtype)
+        del model.f  # the folded weights replace it
+        # Each job may hold its base and each sequence its own slot, beside what sessions hold.
+        n_slot = limits.max_sessions + 2 * limits.max_running
+        self._slots = SlotPool(n_slot)
+        self._slab = Slab(self.config, slots=n_slot, device=device, dtype=state)
+        self.session_bytes = self._slab.bytes_per_slot
+        self.sessions = SessionTable(
+            self._slots, max_sessions=limits.max_sessions, session_bytes=self.session_bytes
+        )
+        self._scheduler = Scheduler(
+            max_batch_tokens=limits.max_batch_tokens,
+            max_running=limits.max_running,
+            window=limits.window,
+        )
+        self._runner = JobRunner(
+            model=model,
+            batch=Batch(model, weights, self._slab, max_batch_tokens=limits.max_batch_tokens),
+            slab=self._slab,
+            slots=self._slots,
+            scheduler=self._scheduler,
+            sessions=self.sessions,
+            eos_id=self.tokenizer.eos_id,
+        )
+        self._observer = observer
+        self._wake = threading.Condition()
+        self._waiting: deque[Work] = deque()
+        self._waiting_tokens = 0
+        self._running: list[Work] = []
+        self._cancelled: set[str] = set()
+        self._accepting = False
+        self._stopping = False
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name=f"engine-{name}", daemon=True)
+
+    @property
+    def ready(self) -> bool:
+        """Warm and taking jobs."""
+        return self._ready.is_set() and self._accepting
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        """Starts the thread, solves a first text to warm up, then takes jobs."""
+        self._accepting = True
+        self._thread.start()
+        done = threading.Event()
+        tokens = tuple(i % self.config.n_token for i in range(2 * self.limits.window))
+        warm_up = ScoreJob(
+            job_id="warm-up",
+            tokens=tokens,
+            sink=lambda event: done.set(),
+        )
+        self.submit(warm_up)
+        done.wait()
+        if self._observer is not None:
+            self._runner.observer = self._observer
+        self._ready.set()
+
+    def submit(self, job: Job) -> None:
+        """Accepts a job; its events go to its sink, the last one is terminal.
+
+        Raises:
+            EngineStopped: the engine takes no jobs.
+            QueueFull: too many jobs or tokens are waiting.
+        """
+        work = Work(job, time.monotonic())
+        with self._wake:
+            if not self._accepting:
+                raise EngineStopped(f"model {self.name!r} takes no requests: it is not running")
+            self._check_queue(work)
+            self._waiting.append(work)
+            self._waiting_tokens += work.size
+            self._wake.notify()
+
+    def _check_queue(self, work: Work) -> None:
+        limits = self.limits
+        if len(self._waiting) >= limits.max_queue:
+            raise QueueFull(
+                f"waiting requests must be at most {limits.max_queue}, and that many are",
+                retry_after_s=1.0,
+            )
+        if self._waiting and self._waiting_tokens + work.size > limits.max_queue_tokens:
+            raise QueueFull(
+                f"waiting tokens must be at most {limits.max_queue_tokens}, "
+                f"got {self._waiting_tokens} and {work.size} more",
+                retry_after_s=1.0,
+            )
+
+    def cancel(self, job_id: str) -> None:
+        """Ends a job at the next turn with ``Failed(Cancelled)``; unknown ids are ignored."""
+        with self._wake:
+            works = [*self._waiting, *self._running]
+            if any(work.job.job_id == job_id for work in works):
+                self._cancelled.add(job_id)
+                self._wake.notify()
+
+    def snapshot(self) -> EngineSnapshot:
+        """Gauges, as of now."""
+        with self._wake:
+            waiting, tokens = len(self._waiting), self._waiting_tokens
+            running = len(self._running)
+        used = self._slots.used
+        return EngineSnapshot(
+            running_jobs=running,
+            waiting_jobs=waiting,
+            waiting_tokens=tokens,
+            sessions=len(self.sessions),
+            slots_used=used,
+            slots_total=self._slots.total,
+            memory_bytes=self._slots.total * self.session_bytes,
+            session_memory_bytes=self.sessions.holding() * self.session_bytes,
+        )
+
+    def stop(self, *, grace_s: float) -> None:
+        """Takes no more jobs, lets accepted ones finish for ``grace_s``, then ends the rest."""
+        deadline = time.monotonic() + grace_s
+        with self._wake:
+            self._accepting = False
+            self._wake.notify()
+        if not self._thread.is_alive():
+            return
+        with self._wake:
+            self._wake.wait_for(
+                lambda: not self._waiting and not self._running,
+                timeout=max(0.0, deadline - time.monotonic()),
+            )
+            self._stopping = True
+            self._wake.notify_all()
+        self._thread.join()
+
+    def _loop(self) -> None:
+        with torch.inference_mode():
+            while True:
+                with self._wake:
+                    if not self._waiting and not self._running and not self._stopping:
+                        self._wake.wait(_IDLE_WAIT_S)
+                    if self._stopping:
+                        break
+                self._turn()
+            self._end_all()
+
+    def _turn(self) -> None:
+        try:
+            self.sessions.expire()
+            self._drop_ended()
+            self._admit()
+            if self._running:
+                self._runner.step()
+        except Exception:
+            # A bug or a broken device must not take the other sessions down, nor the thread.
+            log.exception("model %s: a call of f failed; its requests are failed", self.name)
+            for work in self._running:
+                self._runner.fail(work, EngineFailed("internal error while solving"))
+        self._forget_finished()
+
+    def _drop_ended(self) -> None:
+        now = time.monotonic()
+        with self._wake:
+            works = [*self._waiting, *self._running]
+            cancelled, self._cancelled = self._cancelled, set()
+        for work in works:
+            deadline = work.job.deadline
+            if work.job.job_id in cancelled:
+                self._runner.fail(work, Cancelled("the call was cancelled"))
+            elif deadline is not None and now >= deadline:
+                self._runner.fail(work, DeadlineExceeded("the deadline passed while solving"))
+        self._forget_finished()
+
+    def _admit(self) -> None:
+        """Lets waiting jobs in: one a turn while candidates of others wait for the same room."""
+        for _ in range(1 if self._runner.candidates_wait else self.limits.max_running):
+            if not self._runner.has_room:
+                return
+            with self._wake:
+                if not self._waiting:
+                    return
+                work = self._waiting.popleft()
+                self._waiting_tokens -= work.size
+                self._running.append(work)
+            self._runner.begin(work)
+
+    def _forget_finished(self) -> None:
+        with self._wake:
+            self._running = [work for work in self._running if not work.finished]
+            kept = [work for work in self._waiting if not work.finished]
+            if len(kept) != len(self._waiting):
+                self._waiting = deque(kept)
+                self._waiting_tokens = sum(work.size for work in kept)
+            if not self._waiting and not self._running:
+                self._wake.notify_all()
+
+    def _end_all(self) -> None:
+        with self._wake:
+            works = [*self._waiting, *self._running]
+        for work in works:
+            self._runner.fail(work, EngineStopped(f"model {self.name!r} is stopping"))
+        self._forget_finished()

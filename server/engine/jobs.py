@@ -1,0 +1,389 @@
+"""From jobs to sequences and back: what each accepted token means to its job."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deq_model.model import DEQLanguageModel
+from server.engine.batch import Accepted, Batch
+from server.engine.errors import Cancelled, EngineError, NotConverged
+from server.engine.observer import Observer, Unobserved
+from server.engine.sampling import NextToken, draw
+from server.engine.scheduler import Scheduler, Sequence
+from server.engine.sessions import SessionTable
+from server.engine.slab import Slab
+from server.engine.slots import SlotPool
+from server.engine.types import (
+    Drawn,
+    Failed,
+    Generated,
+    GenerateJob,
+    PromptSolved,
+    Scored,
+    ScoreJob,
+    SessionView,
+    Solve,
+    Solved,
+    SolveStats,
+    TokenLogprob,
+    Totals,
+)
+from server.engine.work import Ending, Run, Work, totals_of
+
+log = logging.getLogger(__name__)
+
+_FULL_ROWS = 32
+"""Whole distributions computed at once, for alternatives: bounds the memory of long requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Prediction:
+    """A state that predicts the next token of a run: ``target``, or one to be drawn."""
+
+    run: Run
+    hidden: Tensor
+    solved: Solved
+    target: int | None
+
+
+class JobRunner:
+    """Works on jobs, one call of f at a time. Lives on the engine's thread."""
+
+    def __init__(
+        self,
+        *,
+        model: DEQLanguageModel,
+        batch: Batch,
+        slab: Slab,
+        slots: SlotPool,
+        scheduler: Scheduler,
+        sessions: SessionTable,
+        eos_id: int,
+    ) -> None:
+        """Takes the engine's parts."""
+        self.observer: Observer = Unobserved()
+        self._softmax = model.softmax
+        self._batch, self._slab, self._slots = batch, slab, slots
+        self._scheduler, self._sessions = scheduler, sessions
+        self._eos_id = eos_id
+        self._runs: dict[Sequence, Run] = {}
+        self._predictions: list[_Prediction] = []
+        self._with_candidates: deque[Work] = deque()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another job may begin."""
+        return self._scheduler.has_room
+
+    @property
+    def candidates_wait(self) -> bool:
+        """Whether jobs that have begun still have candidates without a run."""
+        return bool(self._with_candidates)
+
+    def begin(self, work: Work) -> None:
+        """Gives a job its memory and its first rows."""
+        work.started = time.monotonic()
+        slot = None
+        if work.job.lease is not None:
+            base = self._sessions.base(work.job.lease)
+            if base is None:
+                self.fail(work, Cancelled("the session was released"))
+                return
+            slot = base.slot
+            work.base_position, work.base_totals = base.position, base.totals
+        if isinstance(work.job, ScoreJob):
+            work.waiting_candidates.extend(range(len(work.job.candidates)))
+            if slot is not None and not work.job.tokens:
+                work.base_slot = slot
+                self._with_candidates.append(work)
+                return
+        else:
+            work.generator.seed(work.job.sampling.seed)
+            work.seen.update(work.job.prompt)
+        work.main = self._start_run(work, work.tokens, base=slot)
+        if slot is not None:
+            self._slots.release(slot)
+
+    def _start_run(
+        self, work: Work, tokens: Seq[int], *, base: int | None, candidate: int | None = None
+    ) -> Run:
+        """A run over ``tokens`` in a slot of its own, continuing ``base``."""
+        slot = self._slots.acquire()
+        assert slot is not None, "there is a slot for every sequence that may run"
+        if base is None:
+            self._slab.reset(slot)
+            inputs, targets = [self._eos_id, *tokens], [*tokens, None]
+        else:
+            self._slab.copy(base, slot)
+            inputs, targets = list(tokens), [*tokens[1:], None]
+        sequence = Sequence(slot=slot, start=self._slab.length(slot), inputs=inputs)
+        run = Run(work, sequence, targets[: len(inputs)], candidate=candidate)
+        work.runs.append(run)
+        self._runs[sequence] = run
+        self._scheduler.add(sequence)
+        if base is not None:
+            hidden, solved = self._slab.last(slot)
+            first = tokens[0] if tokens else None
+            self._predictions.append(_Prediction(run, hidden, solved, first))
+        return run
+
+    def step(self) -> None:
+        """One call of f for all running jobs, and what follows from it."""
+        self._start_candidates()
+        self._batch.enter(self._scheduler.enter())
+        if self._scheduler.active_rows:
+            self._solve()
+        predictions, self._predictions = self._predictions, []
+        alive = [p for p in predictions if not p.run.work.finished]
+        self._score([p for p in alive if p.target is not None])
+        for prediction in alive:
+            if prediction.target is None:
+                self._draw(prediction)
+        self._finish_runs()
+
+    def _start_candidates(self) -> None:
+        while self._with_candidates and self._scheduler.has_room:
+            work = self._with_candidates.popleft()
+            if work.finished:
+                continue
+            assert isinstance(work.job, ScoreJob)
+            index = work.waiting_candidates.popleft()
+            tokens = work.job.candidates[index]
+            self._start_run(work, tokens, base=work.base_slot, candidate=index)
+            if work.waiting_candidates:
+                self._with_candidates.append(work)
+
+    def _solve(self) -> None:
+        begun = time.perf_counter()
+        running = [s for s in self._scheduler.running if s.rows]
+        options: dict[Sequence, Solve] = {s: self._runs[s].work.job.solve for s in running}
+        rows = self._scheduler.active_rows
+        for work in {self._runs[s].work for s in running}:
+            work.stats += SolveStats(nfe_total=1)
+        accepted = self._batch.step(self._scheduler, options)
+        self.observer.step(rows=rows, sequences=len(running), seconds=time.perf_counter() - begun)
+        self.observer.solved([token.solved for token in accepted])
+        for token in accepted:
+            self._take(token)
+
+    def _take(self, token: Accepted) -> None:
+        run = self._runs.get(token.sequence)
+        if run is None:
+            return  # its job failed on an earlier token of this call
+        work, solved = run.work, token.solved
+        work.count(solved)
+        if solved.status != "converged" and work.job.solve.policy == "error":
+            position = token.sequence.start + token.index
+            self.fail(
+                work,
+                NotConverged(
+                    f"token at position {position} has residual {solved.residual:.3g} after "
+                    f"{solved.nfe} calls of f; tol is {work.job.solve.tol:g}, "
+                    f"max_nfe {work.job.solve.max_nfe}"
+                ),
+            )
+            return
+        target = run.targets[token.index]
+        last = token.index == len(run.sequence.inputs) - 1
+        drawing = last and work.ending is None and isinstance(work.job, GenerateJob)
+        if target is not None or drawing:
+            self._predictions.append(_Prediction(run, token.z_star, solved, target))
+
+    def _score(self, predictions: list[_Prediction]) -> None:
+        if not predictions:
+            return
+        hidden = torch.stack([p.hidden for p in predictions])
+        targets = torch.tensor([p.target for p in predictions], device=hidden.device)
+        logprobs = self._softmax.target_logprob(hidden, targets).tolist()
+        alternatives = self._alternatives(predictions)
+        for i, (prediction, logprob) in enumerate(zip(predictions, logprobs, strict=True)):
+            assert prediction.target is not None
+            prediction.run.tokens.append(
+                TokenLogprob(prediction.target, logprob, alternatives.get(i, ()), prediction.solved)
+            )
+
+    def _alternatives(
+        self, predictions: list[_Prediction]
+    ) -> dict[int, tuple[tuple[int, float], ...]]:
+        wanted = {
+            i: p.run.work.job.top_k
+            for i, p in enumerate(predictions)
+            if isinstance(p.run.work.job, ScoreJob) and p.run.work.job.top_k > 0
+        }
+        found: dict[int, tuple[tuple[int, float], ...]] = {}
+        order = list(wanted)
+        for begin in range(0, len(order), _FULL_ROWS):
+            part = order[begin : begin + _FULL_ROWS]
+            full = self._softmax.log_prob(torch.stack([predictions[i].hidden for i in part]))
+            best, ids = full.topk(max(wanted[i] for i in part), dim=1)
+            for i, row, row_ids in zip(part, best.tolist(), ids.tolist(), strict=True):
+                found[i] = tuple(zip(row_ids, row, strict=True))[: wanted[i]]
+        return found
+
+    def _draw(self, prediction: _Prediction) -> None:
+        run, work = prediction.run, prediction.run.work
+        job = work.job
+        assert isinstance(job, GenerateJob)
+        if not work.prompt_announced:
+            work.prompt_announced = True
+            job.sink(PromptSolved(totals_of(run.tokens)))
+        stops = job.stop.stop_ids | ({job.stop.eos_id} if job.stop.eos_id is not None else set())
+        early = len(work.drawn) < job.stop.min_tokens
+        distribution = NextToken(self._softmax, prediction.hidden)
+        token_id = draw(
+            distribution,
+            job.sampling,
+            seen=work.seen,
+            forbidden=stops if early else (),
+            generator=work.generator,
+        )
+        token = TokenLogprob(
+            token_id,
+            distribution.logprob(token_id),
+            distribution.top(job.logprobs),
+            prediction.solved,
+        )
+        work.drawn.append(token)
+        work.seen.add(token_id)
+        if work.first_token is None:
+            work.first_token = time.monotonic()
+        text, work.ending = self._text_and_ending(work, job, token_id, stops)
+        job.sink(Drawn(token, text))
+        if work.ending is None or job.lease is not None:
+            run.sequence.inputs.append(token_id)
+            run.targets.append(None)
+
+    def _text_and_ending(
+        self, work: Work, job: GenerateJob, token_id: int, stops: frozenset[int] | set[int]
+    ) -> tuple[str, Ending | None]:
+        if token_id in stops:
+            is_eos = token_id == job.stop.eos_id and token_id not in job.stop.stop_ids
+            return "", Ending("eos" if is_eos else "stop_id", stop_id=token_id)
+        piece = job.text.feed(token_id)
+        if piece.stop_string is not None:
+            return piece.text, Ending("stop_string", stop_string=piece.stop_string)
+        if len(work.drawn) >= job.stop.max_tokens:
+            return piece.text, Ending("length")
+        return piece.text, None
+
+    def _finish_runs(self) -> None:
+        for run in [run for run in self._runs.values() if run.sequence.done]:
+            work = run.work
+            if isinstance(work.job, GenerateJob):
+                if work.ending is not None:
+                    self._finish_generate(run, work.job, work.ending)
+            elif run.candidate is None:
+                self._finish_main(run, work.job)
+            else:
+                self._finish_candidate(run, work.job)
+
+    def _finish_main(self, run: Run, job: ScoreJob) -> None:
+        work = run.work
+        if job.candidates:
+            self._drop_run(run, keep_slot=True)
+            work.base_slot = run.sequence.slot
+            self._with_candidates.append(work)
+            return
+        committed = self._commit(run, totals_of(run.tokens), len(job.tokens))
+        if committed is None:
+            return
+        self._drop_run(run, keep_slot=committed.session is not None)
+        self._emit_scored(work, job, committed.session)
+
+    def _finish_candidate(self, run: Run, job: ScoreJob) -> None:
+        work = run.work
+        assert run.candidate is not None
+        work.candidates[run.candidate] = tuple(run.tokens)
+        self._drop_run(run)
+        if len(work.candidates) == len(job.candidates):
+            session = None if job.lease is None else self._sessions.view(job.lease)
+            self._emit_scored(work, job, session)
+
+    def _emit_scored(self, work: Work, job: ScoreJob, session: SessionView | None) -> None:
+        own = tuple(work.main.tokens) if work.main is not None else ()
+        self._end(work)
+        job.sink(
+            Scored(
+                tokens=own,
+                candidates=tuple(work.candidates[i] for i in range(len(job.candidates))),
+                session=session,
+                position=len(own) if session is None else session.position,
+                stats=work.stats,
+                times=work.times(time.monotonic()),
+            )
+        )
+
+    def _finish_generate(self, run: Run, job: GenerateJob, ending: Ending) -> None:
+        work = run.work
+        totals = totals_of(work.drawn)
+        count = len(job.prompt) + len(work.drawn)
+        committed = self._commit(run, totals_of(run.tokens) + totals, count)
+        if committed is None:
+            return
+        self._drop_run(run, keep_slot=committed.session is not None)
+        self._end(work)
+        first = work.first_token
+        job.sink(
+            Generated(
+                reason=ending.reason,
+                text="" if ending.stop_string is not None else job.text.finish(),
+                stop_string=ending.stop_string,
+                stop_id=ending.stop_id,
+                totals=totals,
+                session=committed.session,
+                position=count if committed.session is None else committed.session.position,
+                stats=work.stats,
+                times=work.times(time.monotonic()),
+                time_to_first_token_s=None if first is None else first - work.submitted,
+            )
+        )
+
+    def _commit(self, run: Run, totals: Totals, count: int) -> "_Committed | None":
+        """Gives a finished run's slot to its session, if it has one; None if that failed."""
+        work = run.work
+        if work.job.lease is None:
+            return _Committed(None)
+        session = self._sessions.commit(
+            work.job.lease,
+            slot=run.sequence.slot,
+            position=work.base_position + count,
+            totals=work.base_totals + totals,
+        )
+        if session is None:
+            self.fail(work, Cancelled("the session was released"))
+            return None
+        return _Committed(session)
+
+    def fail(self, work: Work, error: EngineError) -> None:
+        """Ends a job without a trace in its session."""
+        if work.finished:
+            return
+        for run in list(work.runs):
+            self._drop_run(run)
+        self._end(work)
+        work.job.sink(Failed(error))
+
+    def _drop_run(self, run: Run, *, keep_slot: bool = False) -> None:
+        del self._runs[run.sequence]
+        run.work.runs.remove(run)
+        self._scheduler.remove(run.sequence)
+        if not keep_slot:
+            self._slots.release(run.sequence.slot)
+
+    def _end(self, work: Work) -> None:
+        work.finished = True
+        if work.base_slot is not None:
+            self._slots.release(work.base_slot)
+            work.base_slot = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Committed:
+    """The session after a commit; None for a job without one."""
+
+    session: SessionView | None

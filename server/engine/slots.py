@@ -1,0 +1,47 @@
+"""Which slots of session memory are in use, and by how many."""
+
+import threading
+
+
+class SlotPool:
+    """Counts the holders of each of a fixed number of slots. Thread-safe.
+
+    A slot that more than one holder shares is read-only: sessions forked from one another hold
+    the same slot until one of them is continued, which happens in a slot of its own.
+    """
+
+    def __init__(self, total: int) -> None:
+        """Makes ``total`` free slots, numbered from 0."""
+        self.total = total
+        self._free = list(range(total - 1, -1, -1))
+        self._holders = [0] * total
+        self._lock = threading.Lock()
+
+    def acquire(self) -> int | None:
+        """A free slot, held once; None when there is none."""
+        with self._lock:
+            if not self._free:
+                return None
+            slot = self._free.pop()
+            self._holders[slot] = 1
+            return slot
+
+    def retain(self, slot: int) -> None:
+        """One more holder of a slot that is in use."""
+        with self._lock:
+            assert self._holders[slot] > 0, f"slot {slot} is free"
+            self._holders[slot] += 1
+
+    def release(self, slot: int) -> None:
+        """One holder less; the last one frees the slot."""
+        with self._lock:
+            assert self._holders[slot] > 0, f"slot {slot} is free"
+            self._holders[slot] -= 1
+            if self._holders[slot] == 0:
+                self._free.append(slot)
+
+    @property
+    def used(self) -> int:
+        """Slots in use."""
+        with self._lock:
+            return self.total - len(self._free)

@@ -1,0 +1,123 @@
+"""A job while it is worked on: its phases, its results, its clock."""
+
+import random
+from collections import deque
+from dataclasses import dataclass, field
+
+from server.engine.scheduler import Sequence
+from server.engine.types import (
+    FinishReason,
+    GenerateJob,
+    Job,
+    ScoreJob,
+    Solved,
+    SolveStats,
+    Times,
+    TokenLogprob,
+    Totals,
+)
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One sequence of a job.
+
+    Attributes:
+        work: the job.
+        sequence: being solved.
+        targets: ``targets[i]`` is the token to score after ``sequence.inputs[i]``; None for none.
+        tokens: scored so far.
+        candidate: which candidate it is; None for the job's own tokens.
+    """
+
+    work: "Work"
+    sequence: Sequence
+    targets: list[int | None]
+    tokens: list[TokenLogprob] = field(default_factory=list)
+    candidate: int | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """A job and what is known of it.
+
+    Attributes:
+        job: as submitted.
+        submitted: instant.
+        started: instant of the first row, or None.
+        base_position: tokens that the session held before.
+        base_totals: over them.
+        base_slot: memory that candidates continue, held by this job; None before it is known.
+        main: run of the job's own tokens; None before the start and when there are none.
+        runs: runs that are not finished.
+        waiting_candidates: candidates that have no run yet.
+        candidates: results by candidate.
+        stats: solver figures so far.
+        generator: draws of a generation.
+        drawn: tokens drawn so far.
+        first_token: instant of the first drawn token.
+        finished: whether its terminal event is out.
+    """
+
+    job: Job
+    submitted: float
+    started: float | None = None
+    base_position: int = 0
+    base_totals: Totals = field(default_factory=Totals)
+    base_slot: int | None = None
+    main: Run | None = None
+    runs: list[Run] = field(default_factory=list)
+    waiting_candidates: deque[int] = field(default_factory=deque)
+    candidates: dict[int, tuple[TokenLogprob, ...]] = field(default_factory=dict)
+    stats: SolveStats = field(default_factory=SolveStats)
+    generator: random.Random = field(default_factory=random.Random)
+    drawn: list[TokenLogprob] = field(default_factory=list)
+    seen: set[int] = field(default_factory=set)
+    prompt_announced: bool = False
+    ending: "Ending | None" = None
+    first_token: float | None = None
+    finished: bool = False
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The job's own tokens."""
+        return self.job.tokens if isinstance(self.job, ScoreJob) else self.job.prompt
+
+    @property
+    def size(self) -> int:
+        """Tokens that the job may take, for the queue's bound."""
+        own = len(self.tokens)
+        if isinstance(self.job, GenerateJob):
+            return own + self.job.stop.max_tokens
+        return own + sum(len(candidate) for candidate in self.job.candidates)
+
+    def count(self, solved: Solved) -> None:
+        """Adds an accepted token to the figures."""
+        finite = solved.residual != float("inf")
+        self.stats += SolveStats(
+            token_evaluations=solved.nfe,
+            solved_tokens=1,
+            residual_sum=solved.residual if finite else 0.0,
+            residual_max=solved.residual,
+            max_nfe_tokens=int(solved.status == "max_nfe"),
+            nonfinite_tokens=int(solved.status == "nonfinite"),
+        )
+
+    def times(self, now: float) -> Times:
+        """Seconds of waiting and of work until now."""
+        started = now if self.started is None else self.started
+        return Times(queue_s=started - self.submitted, compute_s=now - started)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why a generation ends; see ``Generated``."""
+
+    reason: FinishReason
+    stop_string: str | None = None
+    stop_id: int | None = None
+
+
+def totals_of(tokens: list[TokenLogprob]) -> Totals:
+    """Sums over scored tokens."""
+    return Totals(len(tokens), sum(token.logprob for token in tokens))

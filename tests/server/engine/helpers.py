@@ -1,0 +1,145 @@
+"""Engines on small models, driven as the edge drives them."""
+
+import itertools
+import queue
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from deq_model.checkpoint import LoadedCheckpoint
+from deq_model.config import ModelConfig
+from deq_model.model import DEQLanguageModel
+from deq_model.tokenizers.word import WordTokenizer
+from server.engine.engine import Engine
+from server.engine.types import (
+    TERMINAL,
+    EngineLimits,
+    Event,
+    GenerateJob,
+    Lease,
+    Piece,
+    Sampling,
+    ScoreJob,
+    Solve,
+    Stop,
+)
+
+TIGHT = Solve(tol=1e-9, max_nfe=400)
+_ids = itertools.count()
+
+
+def small_model(
+    *, seed: int = 0, n_token: int = 40, cutoffs: tuple[int, ...] = (10, 24), **changes: object
+) -> DEQLanguageModel:
+    """A random model in float64 whose f contracts: it converges in about a dozen calls."""
+    values: dict[str, object] = {
+        "n_token": n_token,
+        "d_model": 16,
+        "n_head": 2,
+        "d_head": 8,
+        "d_inner": 24,
+        "cutoffs": cutoffs,
+        "div_val": 2 if cutoffs else 1,
+        "tgt_len": 6,
+        "mem_len": 5,
+    }
+    config = ModelConfig(**{**values, **changes})  # type: ignore[arg-type]
+    model = DEQLanguageModel(config).double()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 0.25, generator=generator)
+    return model
+
+
+class PlainText:
+    """A text sink that writes ids."""
+
+    def feed(self, token_id: int) -> Piece:
+        """The id and a space."""
+        return Piece(f"{token_id} ")
+
+    def finish(self) -> str:
+        """Nothing is held back."""
+        return ""
+
+
+@dataclass
+class Caller:
+    """Submits jobs to an engine and waits for their events."""
+
+    engine: Engine
+    timeout_s: float = 60.0
+    open: dict[str, "queue.Queue[Event]"] = field(default_factory=dict)
+
+    def score(self, tokens: tuple[int, ...], **options: object) -> str:
+        """Submits a score; returns the job's id."""
+        return self._submit(ScoreJob, tokens=tokens, **options)
+
+    def generate(self, prompt: tuple[int, ...], max_tokens: int, **options: object) -> str:
+        """Submits a generation; returns the job's id."""
+        options.setdefault("stop", Stop(max_tokens=max_tokens))
+        options.setdefault("sampling", Sampling())
+        return self._submit(GenerateJob, prompt=prompt, text=PlainText(), **options)
+
+    def _submit(self, kind: type, **fields: object) -> str:
+        job_id = f"job-{next(_ids)}"
+        fields.setdefault("solve", TIGHT)
+        events: queue.Queue[Event] = queue.Queue()
+        self.open[job_id] = events
+        self.engine.submit(kind(job_id=job_id, sink=events.put, **fields))
+        return job_id
+
+    def events(self, job_id: str) -> list[Event]:
+        """All events of a job, the last of which is terminal."""
+        seen: list[Event] = []
+        while not seen or not isinstance(seen[-1], TERMINAL):
+            seen.append(self.open[job_id].get(timeout=self.timeout_s))
+        assert self.open[job_id].empty(), "an event came after the terminal one"
+        return seen
+
+    def result(self, job_id: str) -> Event:
+        """The terminal event of a job."""
+        return self.events(job_id)[-1]
+
+    @contextmanager
+    def session(self, owner: str = "") -> Iterator[Lease]:
+        """A new session, leased."""
+        view = self.engine.sessions.create(owner=owner, ttl_s=60, solve=Solve())
+        lease = self.engine.sessions.acquire(view.session_id, owner)
+        try:
+            yield lease
+        finally:
+            self.engine.sessions.release(lease)
+            self.engine.sessions.delete(view.session_id, owner)
+
+
+@contextmanager
+def running_engine(
+    model: DEQLanguageModel,
+    limits: EngineLimits | None = None,
+    *,
+    dtype: torch.dtype = torch.float64,
+) -> Iterator[Caller]:
+    """An engine on a copy of a model; every slot must be free again at the end."""
+    copy = DEQLanguageModel(model.config).to(model.dtype)
+    copy.load_state_dict(model.state_dict())
+    words = ["<eos>", *(f"w{i}" for i in range(1, model.config.n_token))]
+    checkpoint = LoadedCheckpoint(
+        model=copy, config=model.config, tokenizer=WordTokenizer(words), fingerprint="test"
+    )
+    engine = Engine(
+        checkpoint,
+        name="test",
+        device=torch.device("cpu"),
+        dtype=dtype,
+        limits=limits or EngineLimits(max_batch_tokens=24, max_running=4, window=5),
+    )
+    engine.start()
+    try:
+        yield Caller(engine)
+        assert engine.snapshot().slots_used == engine.sessions.holding()
+    finally:
+        engine.stop(grace_s=5)
