@@ -1,0 +1,116 @@
+"""``deqlm serve``: read the configuration, serve until told to stop."""
+
+import asyncio
+import logging
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from server.config import ServerConfig, ServerConfigError
+from server.options import parse_config
+
+if TYPE_CHECKING:
+    from server.app import Server
+
+EXIT_OK = 0
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+
+_log = logging.getLogger("server")
+
+
+def main(argv: Sequence[str], prog: str = "deqlm serve") -> int:
+    """Serve, and return the exit code.
+
+    Args:
+        argv: arguments after the command's name.
+        prog: the command's name, for messages.
+    """
+    try:
+        config = parse_config(argv, prog)
+        sources = config.sources()
+    except ServerConfigError as error:
+        return _complain(prog, error, EXIT_USAGE)
+    logging.basicConfig(
+        level=config.log_level.upper(),
+        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    missing = [source for source in sources if not source.path.is_dir()]
+    if missing:
+        problem = f"model {missing[0].name} must be a checkpoint folder, got {missing[0].path}"
+        return _complain(prog, problem, EXIT_FAILURE)
+    return _serve(config, prog)
+
+
+def _complain(prog: str, problem: object, code: int) -> int:
+    print(f"{prog}: {problem}", file=sys.stderr)
+    return code
+
+
+def _serve(config: ServerConfig, prog: str) -> int:
+    # Only now: usage errors and --help need not wait for torch.
+    import torch
+
+    from deq_model.errors import DeqModelError
+    from deq_model.tokenizers.errors import TokenizerError
+    from server.app import Server, StartError
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    try:
+        asyncio.run(_run(Server(config)))
+    except (StartError, ServerConfigError, DeqModelError, TokenizerError) as error:
+        return _complain(prog, error, EXIT_FAILURE)
+    return EXIT_OK
+
+
+async def _run(server: "Server") -> None:
+    began = time.monotonic()
+    stop = _stop_signal()
+    await server.start()
+    loading = asyncio.create_task(server.wait_ready())
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            loading.result()
+            _announce(server, time.monotonic() - began)
+        await stopping
+        _log.info("stopping: running calls get %g s to finish", server.config.grace_s)
+    finally:
+        loading.cancel()
+        stopping.cancel()
+        await server.stop()
+    _log.info("stopped")
+
+
+def _stop_signal() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT; a second one has its usual effect."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGTERM, signal.SIGINT)
+
+    def take() -> None:
+        stop.set()
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+    for number in signals:
+        loop.add_signal_handler(number, take)
+    return stop
+
+
+def _announce(server: "Server", seconds: float) -> None:
+    port = server.metrics_port
+    metrics = "off" if port is None else f"http://{server.config.metrics_host}:{port}/metrics"
+    names = ", ".join(source.name for source in server.config.sources())
+    _log.info(
+        "ready after %.1f s: serving %s at %s, metrics %s", seconds, names, server.address, metrics
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], "python -m server"))

@@ -1,0 +1,224 @@
+"""A whole server: its parts, made and wired, started and stopped."""
+
+import asyncio
+import logging
+import time
+from importlib.metadata import PackageNotFoundError, version
+from types import TracebackType
+from typing import Self
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from deqlm.v1 import (
+    generation_pb2,
+    generation_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    scoring_pb2,
+    scoring_pb2_grpc,
+    session_pb2,
+    session_pb2_grpc,
+    tokenizer_pb2,
+    tokenizer_pb2_grpc,
+)
+from server import health
+from server.config import METRICS_OFF, ServerConfig
+from server.guard import Guard
+from server.loading import Loader, load_engine
+from server.metrics import Metrics, MetricsEndpoint
+from server.ports import EnginePort
+from server.registry import Registry
+from server.servicers.edge import Edge
+from server.servicers.generation import GenerationServicer
+from server.servicers.models import ModelServicer
+from server.servicers.scoring import ScoringServicer
+from server.servicers.sessions import SessionServicer
+from server.servicers.tokenizing import TokenizerServicer
+
+SERVICES = tuple(
+    service.full_name
+    for module in (scoring_pb2, generation_pb2, session_pb2, tokenizer_pb2, model_pb2)
+    for service in module.DESCRIPTOR.services_by_name.values()
+)
+"""Full names of our services."""
+
+_LAST_WORDS_S = 1.0
+"""What calls get to tell their clients how they ended."""
+
+_log = logging.getLogger(__name__)
+
+
+class StartError(Exception):
+    """The server cannot start; the message says what to change."""
+
+
+class Server:
+    """Serves models over gRPC; as an async context manager it is ready inside."""
+
+    def __init__(self, config: ServerConfig, *, load: Loader = load_engine) -> None:
+        """Prepare to serve.
+
+        Args:
+            config: what to serve, and how.
+            load: makes the engines.
+
+        Raises:
+            ServerConfigError: there is no model to serve.
+        """
+        self.config = config
+        self.metrics = Metrics()
+        self.port = 0
+        self.metrics_port: int | None = None
+        self._sources = config.sources()
+        self._load = load
+        self._registry = Registry([source.name for source in self._sources])
+        self._engines: list[EnginePort] = []
+        self._endpoint: MetricsEndpoint | None = None
+        self._loading: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Start, and wait until the models are loaded."""
+        await self.start()
+        try:
+            await self.wait_ready()
+        except BaseException:
+            await self.stop(grace_s=0.0)
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop."""
+        await self.stop()
+
+    @property
+    def address(self) -> str:
+        """Where it answers calls, as host:port."""
+        return f"{self.config.host}:{self.port}"
+
+    async def start(self) -> None:
+        """Answer health checks from now on, and load the models meanwhile.
+
+        Raises:
+            StartError: a port is in use.
+        """
+        self._guard = Guard(self.metrics)
+        self._health = health.Health(SERVICES)
+        self._server = self._make_server()
+        self.port = self._bind()
+        try:
+            self._open_metrics()
+        except StartError:
+            await self._server.stop(None)
+            raise
+        await self._health.set_loading()
+        await self._server.start()
+        self._loading = asyncio.create_task(self._load_all())
+
+    async def wait_ready(self) -> None:
+        """Wait until calls are answered.
+
+        Raises:
+            CheckpointError, TokenizerError, ServerConfigError: a model cannot be loaded.
+        """
+        assert self._loading is not None, "start comes first"
+        await asyncio.shield(self._loading)
+
+    async def stop(self, *, grace_s: float | None = None) -> None:
+        """Take no more calls, let running ones finish, then end what is left.
+
+        Args:
+            grace_s: what running calls get; None for the configuration's.
+        """
+        deadline = time.monotonic() + (self.config.grace_s if grace_s is None else grace_s)
+        await self._health.set_stopping()
+        self._registry.close()
+        if self._loading is not None:
+            await asyncio.wait({self._loading})
+        await self._guard.wait_idle(max(0.0, deadline - time.monotonic()))
+        self._scoring.streams.expire()
+        await asyncio.gather(
+            *(asyncio.to_thread(engine.stop, grace_s=0.0) for engine in self._engines)
+        )
+        await self._guard.wait_idle(_LAST_WORDS_S)
+        self._health.close()
+        await self._server.stop(_LAST_WORDS_S)
+        if self._endpoint is not None:
+            await asyncio.to_thread(self._endpoint.close)
+
+    def _make_server(self) -> grpc.aio.Server:
+        size = self.config.max_message_bytes
+        server = grpc.aio.server(
+            interceptors=[self._guard],
+            options=[
+                ("grpc.max_receive_message_length", size),
+                ("grpc.max_send_message_length", -1),
+                # Two servers on one port would each get some of the calls.
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+        edge = Edge(
+            registry=self._registry,
+            limits=self.config.request_limits,
+            default_solve=self.config.default_solve,
+            metrics=self.metrics,
+            version=_version(),
+        )
+        self._scoring = ScoringServicer(edge)
+        scoring_pb2_grpc.add_ScoringServiceServicer_to_server(self._scoring, server)
+        generation_pb2_grpc.add_GenerationServiceServicer_to_server(
+            GenerationServicer(edge), server
+        )
+        session_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(edge), server)
+        tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(TokenizerServicer(edge), server)
+        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(edge), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if self.config.reflection:
+            names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, server)
+        return server
+
+    def _bind(self) -> int:
+        address = f"{self.config.host}:{self.config.port}"
+        try:
+            return self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise StartError(
+                f"cannot listen on {address}: the port is in use or the host is not this "
+                "machine's; choose others with --host and --port (0 takes a free port)"
+            ) from error
+
+    def _open_metrics(self) -> None:
+        host, port = self.config.metrics_host, self.config.metrics_port
+        if port == METRICS_OFF:
+            return
+        try:
+            self._endpoint = MetricsEndpoint(self.metrics, host=host, port=port)
+        except OSError as error:
+            raise StartError(
+                f"cannot listen on {host}:{port} for metrics: {error.strerror}; choose others with "
+                "--metrics-host and --metrics-port (0 takes a free port, -1 turns metrics off)"
+            ) from error
+        self.metrics_port = self._endpoint.port
+
+    async def _load_all(self) -> None:
+        for source in self._sources:
+            observer = self.metrics.observer(source.name)
+            engine = await asyncio.to_thread(self._load, source, self.config, observer)
+            self._engines.append(engine)
+            self.metrics.add_engine(engine)
+        self._registry.open(self._engines)
+        await self._health.set_ready()
+
+
+def _version() -> str:
+    try:
+        return version("deqlm")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "0"

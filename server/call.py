@@ -1,0 +1,150 @@
+"""One gRPC call, as the servicers see it, and the jobs it gives to an engine."""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import grpc
+
+from server.engine.errors import DeadlineExceeded
+from server.engine.types import (
+    TERMINAL,
+    Event,
+    Failed,
+    Generated,
+    GenerateJob,
+    Lease,
+    Scored,
+    ScoreJob,
+)
+from server.ports import EnginePort
+
+E = TypeVar("E", Scored, Generated)
+
+OWNER_KEY = "deqlm-owner"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Call:
+    """A call that is being answered.
+
+    Attributes:
+        context: of gRPC.
+        method: its name, without the service.
+        request_id: in logs and error details.
+        owner: of the sessions it may see.
+        started: instant at which it came.
+        deadline: instant at which the caller stops waiting, or None.
+        model: that it turned out to be about, for metrics.
+        finished: reason for which it ended in an orderly way, for metrics.
+    """
+
+    context: grpc.aio.ServicerContext[Any, Any]
+    method: str
+    request_id: str
+    owner: str
+    started: float
+    deadline: float | None
+    model: str = ""
+    finished: str = ""
+    _jobs: int = field(default=0)
+
+    @classmethod
+    def begin(cls, context: grpc.aio.ServicerContext[Any, Any], method: str) -> "Call":
+        """Read a call's metadata and deadline."""
+        now = time.monotonic()
+        remaining_s: float | None = context.time_remaining()
+        metadata = context.invocation_metadata() or ()
+        owner = next((value for key, value in metadata if key == OWNER_KEY), "")
+        return cls(
+            context=context,
+            method=method,
+            request_id=uuid.uuid4().hex,
+            owner=owner if isinstance(owner, str) else owner.decode("latin-1"),
+            started=now,
+            deadline=None if remaining_s is None else now + remaining_s,
+        )
+
+    def check_deadline(self) -> None:
+        """Raises DeadlineExceeded if it has passed."""
+        if self.is_late:
+            raise DeadlineExceeded("the deadline passed before the call began")
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+    def next_job_id(self) -> str:
+        """An id for one more job of this call."""
+        self._jobs += 1
+        return f"{self.request_id}-{self._jobs}"
+
+    async def send(self, response: Any) -> None:
+        """Send one message of a stream.
+
+        Servicers write instead of yielding: a cancelled call then always unwinds their frames.
+        """
+        await self.context.write(response)
+
+
+class Events:
+    """A job's events, carried from the engine's thread to the event loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[Event] = asyncio.Queue()
+        self.ended = False
+
+    def sink(self, event: Event) -> None:
+        """Take an event; called on the engine's thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
+        except RuntimeError:  # the loop is closed: nobody is left to tell
+            _log.debug("event %s came after the event loop's end", type(event).__name__)
+
+    async def next(self) -> Event:
+        """Wait for the next event. Raises the error of a job that failed."""
+        event = await self._queue.get()
+        self.ended = isinstance(event, TERMINAL)
+        if isinstance(event, Failed):
+            raise event.error
+        return event
+
+    async def last(self, kind: type[E]) -> E:
+        """Wait for the event that ends the job in an orderly way. Raises its error otherwise."""
+        while True:
+            event = await self.next()
+            if isinstance(event, kind):
+                return event
+
+
+@contextmanager
+def submitted(engine: EnginePort, job: ScoreJob | GenerateJob, events: Events) -> Iterator[Events]:
+    """A job that is in the engine for as long as its caller is interested in it."""
+    engine.submit(job)
+    try:
+        yield events
+    finally:
+        if not events.ended:
+            engine.cancel(job.job_id)
+
+
+@contextmanager
+def leased(engine: EnginePort, session_id: str | None, owner: str) -> Iterator[Lease | None]:
+    """The right to work on a session; None without one. Raises SessionNotFound, SessionBusy."""
+    if session_id is None:
+        yield None
+        return
+    lease = engine.sessions.acquire(session_id, owner)
+    try:
+        yield lease
+    finally:
+        engine.sessions.release(lease)

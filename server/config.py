@@ -1,0 +1,239 @@
+"""What a server is told when it starts: one typed, checked configuration."""
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from server.engine.types import EngineLimits, Policy, Solve
+
+DTypeName = Literal["auto", "float32", "bfloat16"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+METRICS_OFF = -1
+"""``metrics_port`` of a server without metrics."""
+
+_MAX_PORT = 65535
+_DEVICE = re.compile(r"cpu|cuda(:\d+)?")
+_BUNDLED = Path(__file__).resolve().parent.parent / "models"
+
+# Fields that only need to be at least something; what needs more has a check of its own.
+_AT_LEAST: dict[str, int] = {
+    "max_batch_tokens": 1,
+    "max_running": 1,
+    "max_queue": 1,
+    "max_queue_tokens": 1,
+    "max_sessions": 1,
+    "window": 1,
+    "max_text_bytes": 1,
+    "max_score_tokens": 1,
+    "max_tokens": 1,
+    "default_max_tokens": 1,
+    "max_candidates": 1,
+    "max_top_k": 0,
+    "max_stop_strings": 0,
+    "max_stop_string_bytes": 1,
+    "max_message_bytes": 4096,
+    "max_nfe": 1,
+    "default_max_nfe": 1,
+}
+# (smaller, larger): a default must lie within the bound that requests have.
+_ORDERED = (
+    ("default_max_tokens", "max_tokens"),
+    ("default_max_nfe", "max_nfe"),
+    ("default_ttl_s", "max_ttl_s"),
+    ("max_text_bytes", "max_message_bytes"),
+)
+
+
+class ServerConfigError(ValueError):
+    """The configuration holds an impossible value, or cannot be read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestLimits:
+    """Bounds of requests, as the contract's ``Limits`` tells them.
+
+    Attributes:
+        max_text_bytes: longest text of one input, UTF-8.
+        max_score_tokens: most tokens of one call or message.
+        max_tokens: most tokens generated.
+        default_max_tokens: tokens generated when the request does not say.
+        max_candidates: most candidates.
+        max_top_k: most alternatives per token.
+        max_stop_strings: most stop strings.
+        max_stop_string_bytes: longest stop string, UTF-8.
+        max_nfe: largest budget of calls of f on one token.
+        max_ttl_s: longest time to live.
+        default_ttl_s: time to live when the request does not say.
+    """
+
+    max_text_bytes: int
+    max_score_tokens: int
+    max_tokens: int
+    default_max_tokens: int
+    max_candidates: int
+    max_top_k: int
+    max_stop_strings: int
+    max_stop_string_bytes: int
+    max_nfe: int
+    max_ttl_s: float
+    default_ttl_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """A checkpoint to serve: the name in requests, and its folder."""
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """Configuration of a server.
+
+    Attributes:
+        model: checkpoint folder to serve, as NAME=PATH; repeatable, the first is the default; empty for the bundled ones.
+        host: address to listen on, for calls.
+        port: TCP port for calls; 0 takes a free one.
+        metrics_host: address to listen on, for metrics.
+        metrics_port: TCP port for metrics; 0 takes a free one, -1 turns metrics off.
+        device: where models run: cpu, cuda or cuda:N.
+        dtype: number format of the weights; auto is bfloat16 on cuda and float32 on cpu.
+        threads: CPU threads of one tensor operation; 0 leaves the choice to torch.
+        max_batch_tokens: most tokens in one call of f.
+        max_running: most sequences solved together.
+        max_queue: most requests that may wait.
+        max_queue_tokens: most tokens that may wait.
+        max_sessions: most sessions of one model.
+        window: most tokens of one sequence in a call of f.
+        max_text_bytes: longest text of one input, in bytes of UTF-8.
+        max_score_tokens: most tokens of one Score call, prompt or stream message.
+        max_tokens: most tokens one Generate call may ask for.
+        default_max_tokens: tokens a Generate call generates when it does not say.
+        max_candidates: most candidates of one Score call.
+        max_top_k: most alternatives returned per token.
+        max_stop_strings: most stop strings of one Generate call.
+        max_stop_string_bytes: longest stop string, in bytes of UTF-8.
+        max_message_bytes: longest message on the wire, in bytes.
+        max_nfe: largest budget of calls of f on one token that a request may ask for.
+        tol: relative residual at which a token is accepted, when a request does not say.
+        default_max_nfe: calls of f on one token, when a request does not say.
+        policy: what happens at that budget, when a request does not say.
+        default_ttl_s: seconds a session lives unused, when it does not say.
+        max_ttl_s: longest time to live of a session, in seconds.
+        grace_s: seconds that running calls get to finish when the server stops.
+        log_level: least severe messages to log.
+        reflection: whether clients may ask what services there are (grpc reflection).
+    """  # noqa: E501 - the lines are the help texts
+
+    model: tuple[str, ...] = ()
+    host: str = "127.0.0.1"
+    port: int = 50051
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = 9464
+    device: str = "cpu"
+    dtype: DTypeName = "auto"
+    threads: int = 0
+    max_batch_tokens: int = 512
+    max_running: int = 32
+    max_queue: int = 256
+    max_queue_tokens: int = 1_000_000
+    max_sessions: int = 256
+    window: int = 32
+    max_text_bytes: int = 1 << 20
+    max_score_tokens: int = 100_000
+    max_tokens: int = 4096
+    default_max_tokens: int = 128
+    max_candidates: int = 256
+    max_top_k: int = 100
+    max_stop_strings: int = 16
+    max_stop_string_bytes: int = 256
+    max_message_bytes: int = 1 << 26
+    max_nfe: int = 1000
+    tol: float = 1e-3
+    default_max_nfe: int = 100
+    policy: Policy = "best_effort"
+    default_ttl_s: float = 3600.0
+    max_ttl_s: float = 86400.0
+    grace_s: float = 30.0
+    log_level: LogLevel = "info"
+    reflection: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in _AT_LEAST.items():
+            self._check(name, getattr(self, name) >= least, f"at least {least}")
+        self._check("port", 0 <= self.port <= _MAX_PORT, f"in [0, {_MAX_PORT}]")
+        bound = f"in [0, {_MAX_PORT}], or {METRICS_OFF} for none"
+        self._check("metrics_port", METRICS_OFF <= self.metrics_port <= _MAX_PORT, bound)
+        self._check("device", bool(_DEVICE.fullmatch(self.device)), "cpu, cuda or cuda:N")
+        self._check("threads", self.threads >= 0, "at least 0")
+        self._check("tol", 0.0 < self.tol < 1.0, "in (0, 1)")
+        for name in ("default_ttl_s", "max_ttl_s"):
+            value = getattr(self, name)
+            self._check(name, math.isfinite(value) and value > 0, "finite and above 0")
+        self._check("grace_s", math.isfinite(self.grace_s) and self.grace_s >= 0, "at least 0")
+        for small, large in _ORDERED:
+            limit = getattr(self, large)
+            self._check(small, getattr(self, small) <= limit, f"at most {large} = {limit}")
+        _parse_sources(self.model)
+
+    def _check(self, name: str, holds: bool, bound: str) -> None:
+        if not holds:
+            raise ServerConfigError(f"{name} must be {bound}, got {getattr(self, name)!r}")
+
+    def sources(self, bundled: Path = _BUNDLED) -> tuple[ModelSource, ...]:
+        """The checkpoints to serve, the default one first.
+
+        Args:
+            bundled: folder of the checkpoint folders that are served when none is named.
+
+        Raises:
+            ServerConfigError: none is named and none is bundled.
+        """
+        if self.model:
+            return _parse_sources(self.model)
+        found = sorted(path.parent for path in bundled.glob("*/config.json"))
+        if not found:
+            raise ServerConfigError(
+                f"model must name a checkpoint (--model NAME=PATH): none is bundled in {bundled}"
+            )
+        return tuple([ModelSource(name=path.name, path=path) for path in found])
+
+    @property
+    def engine_limits(self) -> EngineLimits:
+        """Sizes of every engine."""
+        return EngineLimits(**self._named_as(EngineLimits))
+
+    @property
+    def request_limits(self) -> RequestLimits:
+        """Bounds of requests."""
+        return RequestLimits(**self._named_as(RequestLimits))
+
+    @property
+    def default_solve(self) -> Solve:
+        """Solver options where neither request nor session names one."""
+        return Solve(tol=self.tol, max_nfe=self.default_max_nfe, policy=self.policy)
+
+    def _named_as(self, kind: type[EngineLimits] | type[RequestLimits]) -> dict[str, Any]:
+        """The fields that ``kind`` has as well."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(kind)}
+
+
+def _parse_sources(entries: tuple[str, ...]) -> tuple[ModelSource, ...]:
+    sources = tuple([_parse_source(entry) for entry in entries])
+    names = [source.name for source in sources]
+    for name in names:
+        if names.count(name) > 1:
+            raise ServerConfigError(f"model {name!r} must be named once, got {names.count(name)}")
+    return sources
+
+
+def _parse_source(entry: str) -> ModelSource:
+    name, separator, path = entry.partition("=")
+    if not (name and separator and path):
+        raise ServerConfigError(f"model must be NAME=PATH, got {entry!r}")
+    return ModelSource(name=name, path=Path(path))

@@ -1,0 +1,119 @@
+"""What surrounds every call: an id, errors as statuses, metrics, logs, and the wait at the end."""
+
+import asyncio
+import functools
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.rpc import status_pb2  # type: ignore[import-untyped]
+from grpc_status import rpc_status
+
+from server.call import Call
+from server.errors import rule_for, to_status
+from server.metrics import Metrics
+
+PACKAGE = "/deqlm.v1."
+_MEASURED = frozenset({"Score", "ScoreStream", "Generate"})
+_ABORTED = frozenset({grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED})
+
+_log = logging.getLogger(__name__)
+
+Behaviour = Callable[[Any, Call], Awaitable[Any]]
+Handler = Any
+"""gRPC's RpcMethodHandler; its types do not say that the one found may be of any kind."""
+
+
+class Guard(grpc.aio.ServerInterceptor):
+    """Hands the servicers a ``Call`` in place of gRPC's context."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def wait_idle(self, timeout_s: float) -> bool:
+        """Wait until no call is running; False if some still are after ``timeout_s``."""
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        """Wrap the handler of a call to one of our services."""
+        handler = await continuation(handler_call_details)
+        path = str(handler_call_details.method)
+        if handler is None or not path.startswith(PACKAGE):
+            return handler
+        method = path.rpartition("/")[2]
+        kind, behaviour = _behaviour(handler)
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        wrapped: Handler = make(
+            functools.partial(self._run, behaviour, method),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+        return wrapped
+
+    async def _run(
+        self,
+        behaviour: Behaviour,
+        method: str,
+        request: Any,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> Any:
+        call = Call.begin(context, method)
+        self._running += 1
+        self._idle.clear()
+        try:
+            call.check_deadline()
+            result = await behaviour(request, call)
+            self._note_end(call, call.finished)
+            return result
+        except asyncio.CancelledError:  # the caller went away, or the server is at its end
+            code = grpc.StatusCode.DEADLINE_EXCEEDED if call.is_late else grpc.StatusCode.CANCELLED
+            self._note_failure(call, code)
+            raise
+        except Exception as error:  # whatever it is, the caller gets a status and the log the rest
+            await self._abort(call, error)
+        finally:
+            self._running -= 1
+            if self._running == 0:
+                self._idle.set()
+
+    async def _abort(self, call: Call, error: Exception) -> None:
+        rule = rule_for(error)
+        if rule.code is grpc.StatusCode.INTERNAL:
+            _log.error("request %s: %s failed", call.request_id, call.method, exc_info=error)
+        if rule.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            self._metrics.rejected(call.model, rule.reason)
+        self._note_failure(call, rule.code)
+        status: status_pb2.Status = to_status(error, request_id=call.request_id)
+        packed = rpc_status.to_status(status)
+        await call.context.abort(rule.code, status.message, packed.trailing_metadata)
+
+    def _note_failure(self, call: Call, code: grpc.StatusCode) -> None:
+        self._metrics.call_failed(call.model, call.method, code.name)
+        self._note_end(call, "abort" if code in _ABORTED else "error")
+        _log.info("request %s: %s ended with %s", call.request_id, call.method, code.name)
+
+    def _note_end(self, call: Call, reason: str) -> None:
+        if call.method in _MEASURED:
+            seconds = time.monotonic() - call.started
+            self._metrics.call_ended(call.model, call.method, reason, seconds)
+
+
+def _behaviour(handler: Any) -> tuple[str, Behaviour]:
+    for kind in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
+        behaviour: Behaviour | None = getattr(handler, kind)
+        if behaviour is not None:
+            return kind, behaviour
+    raise TypeError(f"{handler!r} handles nothing")

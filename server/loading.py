@@ -1,0 +1,73 @@
+"""From a checkpoint's folder to a warm engine."""
+
+import logging
+import time
+from collections.abc import Callable
+
+import torch
+
+from deq_model.checkpoint import load_checkpoint
+from deq_model.errors import CheckpointError
+from server.config import ModelSource, ServerConfig, ServerConfigError
+from server.engine.engine import Engine
+from server.engine.observer import Observer
+from server.ports import EnginePort
+
+_log = logging.getLogger(__name__)
+
+Loader = Callable[[ModelSource, ServerConfig, Observer], EnginePort]
+"""Makes a warm engine; blocks while it does."""
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load_engine(source: ModelSource, config: ServerConfig, observer: Observer) -> EnginePort:
+    """Load a checkpoint and warm its engine up.
+
+    Raises:
+        CheckpointError, TokenizerError: the folder does not hold a whole checkpoint.
+        ServerConfigError: the device is not there.
+    """
+    began = time.monotonic()
+    device = pick_device(config.device)
+    dtype = pick_dtype(config, device)
+    # Folding the weights is done in their own precision; the engine casts afterwards.
+    checkpoint = load_checkpoint(source.path, device=device)
+    if checkpoint.tokenizer is None:
+        raise CheckpointError(f"checkpoint {source.path} has no vocab.txt or tokenizer.model")
+    engine = Engine(
+        checkpoint,
+        name=source.name,
+        device=device,
+        dtype=dtype,
+        limits=config.engine_limits,
+        observer=observer,
+    )
+    engine.start()
+    _log.info(
+        "loaded model %s: %s parameters, %s on %s, in %.1f s",
+        source.name,
+        f"{engine.n_parameters:,}",
+        str(dtype).removeprefix("torch."),
+        device,
+        time.monotonic() - began,
+    )
+    return engine
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name. Raises ServerConfigError if this machine lacks it."""
+    device = torch.device(name)
+    if device.type != "cuda":
+        return device
+    count = torch.cuda.device_count()
+    if (device.index or 0) >= count:
+        raise ServerConfigError(f"device must be one of this machine's ({count} cuda), got {name}")
+    return torch.device("cuda", device.index or 0)
+
+
+def pick_dtype(config: ServerConfig, device: torch.device) -> torch.dtype:
+    """The number format that the configuration asks for there."""
+    if config.dtype != "auto":
+        return _DTYPES[config.dtype]
+    return torch.bfloat16 if device.type == "cuda" else torch.float32

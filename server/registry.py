@@ -1,0 +1,89 @@
+"""The served models by name, and which of them a call is about."""
+
+from collections.abc import Sequence
+
+from server.engine.errors import EngineStopped, SessionNotFound
+from server.engine.types import SessionView
+from server.errors import InvalidFields, ModelNotFound, NotReady
+from server.ports import EnginePort
+from server.validation import check_session_id
+
+
+class Registry:
+    """Engines in the order of the configuration; closed until all are warm."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        """Tell the models that will be there, the default one first."""
+        self._names = tuple(names)
+        self._engines: dict[str, EnginePort] = {}
+        self._is_stopping = False
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether calls are taken."""
+        return len(self._engines) == len(self._names) and not self._is_stopping
+
+    def open(self, engines: Sequence[EnginePort]) -> None:
+        """Take calls from now on: the engines are warm, one for every name."""
+        self._engines = {engine.name: engine for engine in engines}
+
+    def close(self) -> None:
+        """Take no more calls."""
+        self._is_stopping = True
+
+    def engines(self) -> list[EnginePort]:
+        """All, the default one first. Raises NotReady, EngineStopped."""
+        if self._is_stopping:
+            raise EngineStopped("the server is shutting down")
+        if not self.is_ready:
+            raise NotReady()
+        return [self._engines[name] for name in self._names]
+
+    def engine(self, model: str) -> EnginePort:
+        """The engine of a model; the default one's for an empty name.
+
+        Raises:
+            ModelNotFound: there is none of that name.
+            NotReady, EngineStopped: no calls are taken.
+        """
+        engines = self.engines()
+        if not model:
+            return engines[0]
+        if model not in self._engines:
+            raise ModelNotFound(model, self._names)
+        return self._engines[model]
+
+    def session(self, session_id: str, owner: str) -> tuple[EnginePort, SessionView]:
+        """The session of a call, and the engine that holds it.
+
+        Raises:
+            InvalidFields: the id is empty.
+            SessionNotFound: no engine knows it.
+            NotReady, EngineStopped: no calls are taken.
+        """
+        check_session_id(session_id)
+        for engine in self.engines():
+            try:
+                return engine, engine.sessions.get(session_id, owner)
+            except SessionNotFound:
+                continue
+        raise SessionNotFound(session_id)
+
+    def for_call(
+        self, model: str, session_id: str | None, owner: str, *, prefix: str = ""
+    ) -> tuple[EnginePort, SessionView | None]:
+        """The engine of a call that names a model, a session, both or neither.
+
+        Raises:
+            InvalidFields: the session is another model's, or its id is empty.
+            ModelNotFound, SessionNotFound, NotReady, EngineStopped: as above.
+        """
+        if session_id is None:
+            return self.engine(model), None
+        named = self.engine(model)
+        engine, view = self.session(session_id, owner)
+        if model and named is not engine:
+            field = f"{prefix}model"
+            bound = f"must be {engine.name!r}, the session's, or empty"
+            raise InvalidFields([(field, f"{field} {bound}, got {model!r}")])
+        return engine, view

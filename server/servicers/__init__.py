@@ -1,0 +1,1 @@
+"""One class for each service of the contract: check, hand to the engine, translate."""

@@ -1,0 +1,31 @@
+"""What all servicers share."""
+
+from dataclasses import dataclass
+
+from server.config import RequestLimits
+from server.engine.types import SessionView, Solve
+from server.metrics import Metrics
+from server.registry import Registry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edge:
+    """The parts of a server that its servicers use.
+
+    Attributes:
+        registry: the models.
+        limits: bounds of requests.
+        default_solve: solver options where neither request nor session names one.
+        metrics: counts.
+        version: of the server.
+    """
+
+    registry: Registry
+    limits: RequestLimits
+    default_solve: Solve
+    metrics: Metrics
+    version: str
+
+    def solve_of(self, view: SessionView | None) -> Solve:
+        """What an unset solver option of a call means."""
+        return self.default_solve if view is None else view.solve

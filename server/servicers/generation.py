@@ -1,0 +1,183 @@
+"""GenerationService."""
+
+import secrets
+import time
+
+from deq_model.tokenizers.base import Tokenizer
+from deqlm.v1 import generation_pb2, generation_pb2_grpc
+from server import translate
+from server.call import Call, Events, leased, submitted
+from server.engine.types import (
+    Drawn,
+    FinishReason,
+    Generated,
+    GenerateJob,
+    Lease,
+    PromptSolved,
+    Sampling,
+    Stop,
+)
+from server.inputs import Tokens, encode
+from server.metrics import Metrics
+from server.ports import EnginePort
+from server.servicers.edge import Edge
+from server.text import StopStringText
+from server.validation import GenerateFields, check_generate, check_token_count
+
+_SEED_BITS = 53
+"""Of a seed that the server chooses: few enough for clients whose numbers are all doubles."""
+
+# As other servers' dashboards have them.
+_FINISHED: dict[FinishReason, str] = {
+    "eos": "stop",
+    "stop_id": "stop",
+    "stop_string": "stop",
+    "length": "length",
+}
+
+
+class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
+    """Continues text."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+
+    async def Generate(self, request: generation_pb2.GenerateRequest, call: Call) -> None:
+        """Generate tokens and stream them as they are drawn."""
+        session_id = request.session_id if request.HasField("session_id") else None
+        engine, view = self._edge.registry.for_call(request.model, session_id, call.owner)
+        call.model = engine.name
+        fields = check_generate(
+            request,
+            limits=self._edge.limits,
+            n_token=engine.config.n_token,
+            solve=self._edge.solve_of(view),
+        )
+        prompt = await encode(
+            fields.prompt, engine.tokenizer, name="prompt", may_be_unknown=view is not None
+        )
+        check_token_count("prompt", len(prompt), self._edge.limits)
+        seed = secrets.randbits(_SEED_BITS) if fields.seed is None else fields.seed
+        started = generation_pb2.GenerationStarted(
+            model=engine.name,
+            session_id=session_id,
+            seed=seed,
+            prompt_tokens=len(prompt),
+            unknown_tokens=len(prompt.unknown),
+        )
+        events = Events()
+        with leased(engine, session_id, call.owner) as lease:
+            job = _job(fields, prompt, seed, engine.tokenizer, events, lease, call)
+            with submitted(engine, job, events):
+                generated = await self._relay(events, started, engine, call)
+        # Only now: the session is free when the client learns that the generation is over.
+        await call.send(translate.generation_finished(generated, fields.solve))
+        call.finished = _FINISHED[generated.reason]
+
+    async def _relay(
+        self,
+        events: Events,
+        started: generation_pb2.GenerationStarted,
+        engine: EnginePort,
+        call: Call,
+    ) -> Generated:
+        """Send what comes out of the engine, up to the end of the job."""
+        clock = _Clock(self._edge.metrics, engine.name, call.started)
+        while True:
+            event = await events.next()
+            if isinstance(event, PromptSolved):
+                clock.prompt_solved(started.prompt_tokens)
+                started.prompt.CopyFrom(translate.totals(event.totals))
+                await call.send(generation_pb2.GenerateResponse(started=started))
+            elif isinstance(event, Drawn):
+                clock.token_drawn()
+                await call.send(
+                    translate.generated_token(event.token, event.text, engine.tokenizer)
+                )
+            elif isinstance(event, Generated):
+                clock.generated(event)
+                return event
+
+
+class _Clock:
+    """Measures one generation."""
+
+    def __init__(self, metrics: Metrics, model: str, started: float) -> None:
+        self._metrics = metrics
+        self._model = model
+        self._started = started
+        self._solved = started
+        self._first = started
+        self._last = started
+        self._tokens = 0
+
+    def prompt_solved(self, tokens: int) -> None:
+        """The prompt is done."""
+        self._solved = time.monotonic()
+        self._metrics.prompt_solved(self._model, tokens=tokens)
+
+    def token_drawn(self) -> None:
+        """A token came."""
+        now = time.monotonic()
+        is_first = self._tokens == 0
+        self._metrics.token_drawn(self._model, is_first=is_first, seconds=now - self._last)
+        self._first = now if is_first else self._first
+        self._last = now
+        self._tokens += 1
+
+    def generated(self, event: Generated) -> None:
+        """It is over."""
+        queue_s = event.times.queue_s
+        self._metrics.generated(
+            self._model,
+            tokens=self._tokens,
+            queue_s=queue_s,
+            prefill_s=self._solved - self._started - queue_s,
+            decode_s=time.monotonic() - self._solved,
+        )
+        if self._tokens > 1:
+            mean_s = (self._last - self._first) / (self._tokens - 1)
+            self._metrics.time_per_token(self._model, mean_s)
+
+
+def _job(
+    fields: GenerateFields,
+    prompt: Tokens,
+    seed: int,
+    tokenizer: Tokenizer,
+    events: Events,
+    lease: Lease | None,
+    call: Call,
+) -> GenerateJob:
+    decoder = tokenizer.stream_decoder(after=_token_before(fields, prompt))
+    return GenerateJob(
+        job_id=call.next_job_id(),
+        prompt=prompt.ids,
+        text=StopStringText(decoder, fields.stop_strings, min_tokens=fields.min_tokens),
+        stop=Stop(
+            max_tokens=fields.max_tokens,
+            min_tokens=fields.min_tokens,
+            stop_ids=fields.stop_ids,
+            eos_id=None if fields.ignore_eos else tokenizer.eos_id,
+        ),
+        sampling=Sampling(
+            repetition_penalty=fields.repetition_penalty,
+            temperature=fields.temperature,
+            top_k=fields.top_k,
+            top_p=fields.top_p,
+            min_p=fields.min_p,
+            seed=seed,
+        ),
+        logprobs=fields.logprobs,
+        lease=lease,
+        solve=fields.solve,
+        deadline=call.deadline,
+        sink=events.sink,
+    )
+
+
+def _token_before(fields: GenerateFields, prompt: Tokens) -> int | None:
+    """The token that the generated text continues; None where it begins after white space."""
+    if isinstance(fields.prompt, str) and fields.prompt[-1:].isspace():
+        return None
+    return prompt.ids[-1] if prompt.ids else None

@@ -1,0 +1,135 @@
+"""ScoringService: one call here, the stream in ``stream``."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from deqlm.v1 import scoring_pb2, scoring_pb2_grpc
+from server import translate
+from server.call import Call, Events, leased, submitted
+from server.engine.types import Scored, ScoreJob
+from server.inputs import Tokens, encode
+from server.ports import EnginePort
+from server.servicers.edge import Edge
+from server.servicers.stream import Streams
+from server.validation import ScoreFields, check_score, check_token_count
+
+_LONG_RESPONSE = 2000
+"""Tokens from which a response is made beside the event loop: some ten milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """A Score call's input and candidates as tokens."""
+
+    input: Tokens
+    candidates: tuple[Tokens, ...]
+
+    def __len__(self) -> int:
+        return len(self.input) + sum(map(len, self.candidates))
+
+
+class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
+    """Scores text or token ids."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+        self.streams = Streams(edge)
+
+    async def Score(
+        self, request: scoring_pb2.ScoreRequest, call: Call
+    ) -> scoring_pb2.ScoreResponse:
+        """Score one input, or candidates after it."""
+        session_id = request.session_id if request.HasField("session_id") else None
+        engine, view = self._edge.registry.for_call(request.model, session_id, call.owner)
+        call.model = engine.name
+        fields = check_score(
+            request,
+            limits=self._edge.limits,
+            n_token=engine.config.n_token,
+            solve=self._edge.solve_of(view),
+        )
+        inputs = await self._encode(fields, engine, has_session=view is not None)
+        scored = await self._solve(inputs, fields, engine, session_id, call)
+        self._edge.metrics.input_solved(
+            engine.name,
+            tokens=len(inputs.input),
+            scored=len(inputs),
+            queue_s=scored.times.queue_s,
+        )
+        call.finished = "scored"
+        if len(inputs) < _LONG_RESPONSE:
+            return _response(scored, inputs, fields, engine, session_id)
+        return await asyncio.to_thread(_response, scored, inputs, fields, engine, session_id)
+
+    async def ScoreStream(
+        self, requests: AsyncIterator[scoring_pb2.ScoreStreamRequest], call: Call
+    ) -> None:
+        """Score text as it comes in."""
+        await self.streams.run(requests, call)
+
+    async def _encode(
+        self, fields: ScoreFields, engine: EnginePort, *, has_session: bool
+    ) -> _Inputs:
+        tokenizer = engine.tokenizer
+        value = await encode(fields.input, tokenizer, name="input", may_be_unknown=has_session)
+        # After a prefix a candidate of unknown words has a score that means something.
+        has_context = has_session or fields.input is not None
+        candidates = [
+            await encode(
+                candidate, tokenizer, name=f"candidates[{index}]", may_be_unknown=has_context
+            )
+            for index, candidate in enumerate(fields.candidates)
+        ]
+        inputs = _Inputs(value, tuple(candidates))
+        name = "input and candidates" if candidates else "input"
+        check_token_count(name, len(inputs), self._edge.limits)
+        return inputs
+
+    async def _solve(
+        self,
+        inputs: _Inputs,
+        fields: ScoreFields,
+        engine: EnginePort,
+        session_id: str | None,
+        call: Call,
+    ) -> Scored:
+        events = Events()
+        with leased(engine, session_id, call.owner) as lease:
+            job = ScoreJob(
+                job_id=call.next_job_id(),
+                tokens=inputs.input.ids,
+                candidates=tuple(candidate.ids for candidate in inputs.candidates),
+                lease=lease,
+                top_k=fields.top_k,
+                solve=fields.solve,
+                deadline=call.deadline,
+                sink=events.sink,
+            )
+            with submitted(engine, job, events):
+                return await events.last(Scored)
+
+
+def _response(
+    scored: Scored,
+    inputs: _Inputs,
+    fields: ScoreFields,
+    engine: EnginePort,
+    session_id: str | None,
+) -> scoring_pb2.ScoreResponse:
+    tokenizer, include = engine.tokenizer, fields.include_tokens
+    return scoring_pb2.ScoreResponse(
+        model=engine.name,
+        session_id=session_id,
+        tokens=translate.token_scores(scored.tokens, inputs.input, tokenizer) if include else (),
+        call=translate.totals(translate.totals_of(scored.tokens)),
+        session=None if scored.session is None else translate.totals(scored.session.totals),
+        solver=translate.solver_report(scored.stats, fields.solve),
+        candidates=[
+            translate.candidate_score(results, tokens, tokenizer, include_tokens=include)
+            for results, tokens in zip(scored.candidates, inputs.candidates, strict=True)
+        ],
+        position=scored.position,
+        unknown_tokens=len(inputs.input.unknown),
+        timing=translate.timing(scored.times),
+    )

@@ -1,0 +1,288 @@
+"""ScoreStream: text comes in pieces, cut anywhere; each response is a commit to a session."""
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from deqlm.v1 import scoring_pb2
+from server import translate
+from server.call import Call, Events, leased, submitted
+from server.engine.errors import EngineError, EngineStopped
+from server.engine.types import (
+    Lease,
+    Scored,
+    ScoreJob,
+    SessionView,
+    SolveStats,
+    Times,
+    TokenLogprob,
+    Totals,
+)
+from server.errors import InvalidFields
+from server.inputs import StreamTokens, Tokens
+from server.ports import EnginePort
+from server.servicers.edge import Edge
+from server.validation import StreamFields, check_stream_config, check_stream_message
+
+_READ_AHEAD = 256
+"""Messages taken from the network before they are scored; more wait at the client."""
+_BATCH_TOKENS = 4096
+"""Tokens from which no further message is scored together with those before it."""
+
+Message = scoring_pb2.ScoreStreamRequest
+Messages = AsyncIterator[Message]
+
+
+class Inbox:
+    """Reads a stream's messages while earlier ones are being scored."""
+
+    def __init__(self, messages: Messages) -> None:
+        # None is the client's half-close.
+        self._queue: asyncio.Queue[Message | Exception | None] = asyncio.Queue(_READ_AHEAD)
+        self._task = asyncio.create_task(self._read(messages))
+
+    async def next(self) -> Message | None:
+        """The next message; None at the end. Raises what ``fail`` was given."""
+        return self._opened(await self._queue.get())
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether ``next`` would wait."""
+        return self._queue.empty()
+
+    def fail(self, error: Exception) -> None:
+        """Have ``next`` raise once the messages before are taken."""
+        # A full inbox belongs to a stream that is not waiting: it meets the error elsewhere.
+        with contextlib.suppress(asyncio.QueueFull):
+            self._queue.put_nowait(error)
+
+    def close(self) -> None:
+        """Read no more."""
+        self._task.cancel()
+
+    async def _read(self, messages: Messages) -> None:
+        try:
+            async for message in messages:
+                await self._queue.put(message)
+        except Exception as error:  # whatever it is, the stream must not wait for more
+            await self._queue.put(error)
+        else:
+            await self._queue.put(None)
+
+    @staticmethod
+    def _opened(item: Message | Exception | None) -> Message | None:
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What is scored together, and why it ends there."""
+
+    tokens: Tokens
+    is_flush: bool = False
+    is_last: bool = False
+    error: InvalidFields | None = None
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether a response is due."""
+        return bool(self.tokens) or self.is_flush or self.is_last
+
+
+class Streams:
+    """All streams that are open."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+        self._inboxes: set[Inbox] = set()
+
+    def expire(self) -> None:
+        """End the streams that wait for their clients: the server's time is up."""
+        for inbox in self._inboxes:
+            inbox.fail(EngineStopped("the server is shutting down"))
+
+    async def run(self, messages: Messages, call: Call) -> None:
+        """Answer one stream."""
+        inbox = Inbox(messages)
+        self._inboxes.add(inbox)
+        try:
+            last = await self._score(inbox, call)
+        finally:
+            self._inboxes.discard(inbox)
+            inbox.close()
+        # Only now: the session is free when the client learns that the stream is over.
+        await call.send(last)
+        call.finished = "scored"
+
+    async def _score(self, inbox: Inbox, call: Call) -> scoring_pb2.ScoreStreamResponse:
+        config = _config(await inbox.next())
+        session_id = config.session_id if config.HasField("session_id") else None
+        engine, view = self._edge.registry.for_call(
+            config.model, session_id, call.owner, prefix="config."
+        )
+        call.model = engine.name
+        fields = check_stream_config(
+            config, limits=self._edge.limits, solve=self._edge.solve_of(view)
+        )
+        with self._session(engine, view, call) as (session, lease):
+            stream = Stream(self._edge, engine, fields, session, lease, call, inbox)
+            return await stream.run(session_id)
+
+    @contextmanager
+    def _session(
+        self, engine: EnginePort, view: SessionView | None, call: Call
+    ) -> Iterator[tuple[SessionView, Lease]]:
+        """The stream's session, busy for as long as it lasts; a private one goes with it."""
+        owner, is_private = call.owner, view is None
+        if view is None:
+            # Nobody else can name the owner, so that nobody else sees the session.
+            owner = f"stream {secrets.token_hex(16)}"
+            view = engine.sessions.create(
+                owner=owner, ttl_s=self._edge.limits.max_ttl_s, solve=self._edge.default_solve
+            )
+        try:
+            with leased(engine, view.session_id, owner) as lease:
+                assert lease is not None
+                yield engine.sessions.get(view.session_id, owner), lease
+        finally:
+            if is_private:
+                # Gone already is gone enough, and a stopped engine holds nothing.
+                with contextlib.suppress(EngineError):
+                    engine.sessions.delete(view.session_id, owner)
+
+
+class Stream:
+    """One stream, from its config to its end."""
+
+    def __init__(
+        self,
+        edge: Edge,
+        engine: EnginePort,
+        fields: StreamFields,
+        session: SessionView,
+        lease: Lease,
+        call: Call,
+        inbox: Inbox,
+    ) -> None:
+        self._edge = edge
+        self._engine = engine
+        self._fields = fields
+        self._session = session
+        self._lease = lease
+        self._call = call
+        self._inbox = inbox
+        self._text = StreamTokens(engine.tokenizer)
+        self._totals = Totals()
+        self._stats = SolveStats()
+        self._times = Times(0.0, 0.0)
+        self._unknown = 0
+
+    async def run(self, session_id: str | None) -> scoring_pb2.ScoreStreamResponse:
+        """Score until the client half-closes; returns the last response, yet to be sent."""
+        while True:
+            batch = await self._gather()
+            results = await self._solve(batch.tokens)
+            if batch.is_answered:
+                response = self._response(batch, results, session_id)
+                if batch.is_last:
+                    return response
+                await self._call.send(response)
+            if batch.error is not None:
+                raise batch.error
+
+    async def _gather(self) -> _Batch:
+        """At least one message, and those that came meanwhile, up to the first flush."""
+        batch = _Batch(Tokens())
+        while True:
+            message = await self._inbox.next()
+            try:
+                batch.tokens = batch.tokens + self._encode(message)
+            except InvalidFields as error:
+                # What came before is good: it is scored and committed first.
+                batch.error = error
+                return batch
+            batch.is_last = message is None
+            batch.is_flush = message is not None and message.WhichOneof("kind") == "flush"
+            is_full = len(batch.tokens) >= _BATCH_TOKENS
+            if batch.is_last or batch.is_flush or is_full or self._inbox.is_empty:
+                return batch
+
+    def _encode(self, message: Message | None) -> Tokens:
+        """Tokens that are certain after a message; None is the end."""
+        if message is None:
+            return self._text.flush()
+        check_stream_message(message, limits=self._edge.limits, n_token=self._engine.config.n_token)
+        kind = message.WhichOneof("kind")
+        if kind == "text":
+            return self._text.feed(message.text)
+        held = self._text.flush()
+        return held + Tokens(tuple(message.token_ids.ids)) if kind == "token_ids" else held
+
+    async def _solve(self, tokens: Tokens) -> tuple[TokenLogprob, ...]:
+        if not tokens:
+            return ()
+        events = Events()
+        job = ScoreJob(
+            job_id=self._call.next_job_id(),
+            tokens=tokens.ids,
+            lease=self._lease,
+            top_k=self._fields.top_k,
+            solve=self._fields.solve,
+            deadline=self._call.deadline,
+            sink=events.sink,
+        )
+        with submitted(self._engine, job, events):
+            scored = await events.last(Scored)
+        self._add(scored, tokens)
+        return scored.tokens
+
+    def _add(self, scored: Scored, tokens: Tokens) -> None:
+        assert scored.session is not None
+        self._session = scored.session
+        self._totals = self._totals + translate.totals_of(scored.tokens)
+        self._stats = self._stats + scored.stats
+        self._times = Times(
+            self._times.queue_s + scored.times.queue_s,
+            self._times.compute_s + scored.times.compute_s,
+        )
+        self._unknown += len(tokens.unknown)
+        self._edge.metrics.input_solved(
+            self._engine.name,
+            tokens=len(tokens),
+            scored=len(tokens),
+            queue_s=scored.times.queue_s,
+        )
+
+    def _response(
+        self, batch: _Batch, results: tuple[TokenLogprob, ...], session_id: str | None
+    ) -> scoring_pb2.ScoreStreamResponse:
+        tokens = (
+            translate.token_scores(results, batch.tokens, self._engine.tokenizer)
+            if self._fields.include_tokens
+            else ()
+        )
+        return scoring_pb2.ScoreStreamResponse(
+            tokens=tokens,
+            call=translate.totals(self._totals),
+            session=translate.totals(self._session.totals),
+            solver=translate.solver_report(self._stats, self._fields.solve),
+            committed_position=self._session.position,
+            unknown_tokens=self._unknown,
+            final=batch.is_last,
+            model=self._engine.name,
+            session_id=session_id,
+            timing=translate.timing(self._times),
+            committed_bytes=self._text.held_from,
+        )
+
+
+def _config(message: Message | None) -> scoring_pb2.ScoreStreamConfig:
+    kind = "nothing" if message is None else message.WhichOneof("kind") or "nothing"
+    if message is None or kind != "config":
+        raise InvalidFields([("config", f"config must be the first message, got {kind}")])
+    return message.config
