@@ -1,0 +1,116 @@
+"""A real server on tiny models, in a thread of the tests' process."""
+
+import asyncio
+import threading
+import urllib.request
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+import pytest
+
+T = TypeVar("T")
+
+
+class LiveServer:
+    """A server with models ``pieces`` (the default) and ``words``; takes fields of ServerConfig."""
+
+    def __init__(self, folder: Path, *, load: Any = None, wait: bool = True, **changes: Any):
+        # Only now, as tests that need no server should not wait for torch.
+        from server.app import Server
+        from server.config import ServerConfig
+        from server.loading import load_engine
+
+        self.folder = folder
+        config = ServerConfig(
+            **{
+                "model": (f"pieces={folder / 'pieces'}", f"words={folder / 'words'}"),
+                "port": 0,
+                "metrics_port": 0,
+                "max_batch_tokens": 64,
+                "max_running": 8,
+                "max_sessions": 16,
+                "window": 8,
+                "grace_s": 5.0,
+                **changes,
+            }
+        )
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="live-server")
+        self._thread.start()
+        self.server = Server(config, load=load or load_engine)
+        try:
+            self.run(self.server.start())
+            if wait:
+                self.run(self.server.wait_ready())
+        except BaseException:
+            self._end_loop()
+            raise
+        self.address = self.server.address
+        self.metrics_address = f"127.0.0.1:{self.server.metrics_port}"
+        self.channel = grpc.insecure_channel(self.address)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Have the server's event loop do something, and wait for it."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=60)
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> Any:
+        """Have the server's event loop do something; a future."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def engine(self, name: str = "pieces") -> Any:
+        """An engine of the server."""
+        return self.server._registry.engine(name)
+
+    def metrics(self) -> dict[str, float]:
+        """Samples of the metrics endpoint: name with labels, value."""
+        with urllib.request.urlopen(f"http://{self.metrics_address}/metrics", timeout=10) as page:
+            lines = page.read().decode("utf-8").splitlines()
+        pairs = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+        return {name: float(value) for name, _, value in pairs}
+
+    def close(self) -> None:
+        """Stop it."""
+        self.channel.close()
+        self.run(self.server.stop(grace_s=0.0))
+        self._end_loop()
+
+    def _end_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        self._loop.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the checkpoints ``pieces`` and ``words``."""
+    from tests.server.tiny import save_pieces, save_words
+
+    folder = tmp_path_factory.mktemp("models")
+    save_pieces(folder / "pieces")
+    save_words(folder / "words")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def live_server(tiny_models: Path) -> Iterator[LiveServer]:
+    """One server for all tests that leave it as it was."""
+    server = LiveServer(tiny_models)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def make_server(tiny_models: Path) -> Iterator[Callable[..., LiveServer]]:
+    """Makes servers with other configurations; they end with the test."""
+    servers: list[LiveServer] = []
+
+    def make(**changes: Any) -> LiveServer:
+        servers.append(LiveServer(tiny_models, **changes))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.close()
