@@ -60,17 +60,24 @@ def solve(f: Callable[[Tensor], Tensor], z_init: Tensor, options: SolverOptions)
         device=z_init.device,
         dtype=z_init.dtype,
         restart=options.restart,
+        stop_mode=options.stop_mode,
     )
     rows = slice(0, batch * length)
     solver.start(rows, z_init.reshape(-1, dim))
     z_star = torch.zeros_like(z_init)
     residual = z_init.new_full((batch, length), torch.inf)
     done = torch.zeros(batch, length, dtype=torch.bool, device=z_init.device)
-    for nfe in range(1, options.max_nfe + 1):
-        z = torch.where(done[..., None], z_star, solver.propose(rows).view_as(z_init))
+    nfe = 0
+    while nfe < options.max_nfe:
+        proposed = solver.propose(rows).view_as(z_init)
+        z = torch.where(done[..., None], z_star, proposed)
         # Rows are settled when everything before them was frozen before this call.
         settled = torch.cat([torch.ones_like(done[:, :1]), done[:, :-1]], dim=1)
-        seen = solver.observe(rows, f(z).reshape(-1, dim), settled=settled.flatten())
+        f_z = f(z)
+        nfe += 1
+        # A frozen row was not asked at the solver's proposal: tell it that it is at rest.
+        f_z = torch.where(done[..., None], proposed, f_z)
+        seen = solver.observe(rows, f_z.reshape(-1, dim), settled=settled.flatten())
         now = seen.residual_rel if options.stop_mode == "rel" else seen.residual_abs
         now = now.view(batch, length)
         newly = (done | (now <= options.tol)).cumprod(1).bool() & ~done

@@ -1,12 +1,19 @@
-"""The state of many independent solves, one per row, and the two moves that drive them."""
+"""The state of many independent solves, one per row, and the two moves that drive them.
+
+Letters: n rows that a call is about, dim channels. ``rows`` names them, by a slice or by distinct
+int64 indices; a tensor that is returned is never a view of the solver's state.
+"""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from deq_model.solvers.options import Method
+from deq_model.solvers.options import Method, StopMode
 from deq_model.solvers.updates import Rows, make_rule
+
+LEAST_NORM = 1e-9
+"""A norm of f(z) below this counts as this, so that f(z) = 0 has a relative residual."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +21,7 @@ class Observation:
     """What one call of f told about n rows.
 
     Attributes:
-        residual_rel: ``(n,)`` ``‖f(z) − z‖ / ‖f(z)‖``, inf where f(z) is not finite.
+        residual_rel: ``(n,)`` ``‖f(z) − z‖ / ‖f(z)‖``, inf where f(z) or its norm is not finite.
         residual_abs: ``(n,)`` ``‖f(z) − z‖``, likewise.
     """
 
@@ -44,6 +51,7 @@ class RowSolver:
     per observation. Rows may begin and end at different times (``start``). A proposal is always
     finite. A row whose residual is not finite, or ``restart`` times its least one, goes back to its
     best state, forgets its history and takes a plain step, half as long each time it happens.
+    Until f has been finite once, a row stays at its starting state.
     """
 
     def __init__(
@@ -56,9 +64,15 @@ class RowSolver:
         device: torch.device,
         dtype: torch.dtype,
         restart: float = 100.0,
+        stop_mode: StopMode = "rel",
     ) -> None:
-        """Makes room for ``capacity`` rows of ``dim`` channels."""
+        """Makes room for ``capacity`` rows of ``dim`` channels.
+
+        The other arguments are those of ``SolverOptions``; ``stop_mode`` says which residual makes
+        a state the best, and which one's growth a restart.
+        """
         self._restart = restart
+        self._by_rel = stop_mode == "rel"
         like = torch.zeros((), device=device, dtype=dtype)
         self._rule = make_rule(method, capacity=capacity, dim=dim, depth=depth, like=like)
         self._z = like.new_zeros(capacity, dim)
@@ -72,9 +86,13 @@ class RowSolver:
         self._fresh = torch.ones(capacity, dtype=torch.bool, device=device)
 
     def start(self, rows: Rows, z_init: Tensor) -> None:
-        """Begins new solves in ``rows`` from ``z_init`` (n, dim); what they held is forgotten."""
-        usable = z_init.isfinite()
-        z = torch.where(usable, z_init, torch.zeros_like(z_init))
+        """Begins new solves in ``rows``; what they held is forgotten.
+
+        Args:
+            rows: the n rows.
+            z_init: ``(n, dim)`` starting states; a channel that is not finite starts at zero.
+        """
+        z = z_init.to(self._z.dtype).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         self._z[rows] = z
         self._best_z[rows] = z
         self._best_g[rows] = 0.0
@@ -82,11 +100,11 @@ class RowSolver:
         self._best_abs[rows] = torch.inf
         self._damping[rows] = 1.0
         self._fresh[rows] = True
-        self._rule.forget(rows, torch.ones_like(z[:, 0], dtype=torch.bool))
+        self._rule.forget(rows, torch.ones_like(self._fresh[rows]))
 
     def propose(self, rows: Rows) -> Tensor:
         """The states at which f is wanted next, ``(n, dim)``, always finite."""
-        return self._z[rows]
+        return _taken(self._z, rows)
 
     def observe(self, rows: Rows, f_z: Tensor, *, settled: Tensor | None = None) -> Observation:
         """Takes f at the proposed states and moves on.
@@ -104,53 +122,66 @@ class RowSolver:
         z = self._z[rows]
         g = f_z.to(z.dtype) - z
         residual_abs = g.norm(dim=-1)
-        residual_rel = residual_abs / (z + g).norm(dim=-1).clamp(min=1e-9)
+        residual_rel = residual_abs / (z + g).norm(dim=-1).clamp(min=LEAST_NORM)
         finite = residual_abs.isfinite() & residual_rel.isfinite()
-        residual_abs = residual_abs.where(finite, residual_abs.new_tensor(torch.inf))
-        residual_rel = residual_rel.where(finite, residual_rel.new_tensor(torch.inf))
-        worse = ~finite | (residual_rel > self._restart * self._best_rel[rows])
-        self._remember(rows, z, g, residual_rel, residual_abs, settled)
+        seen = Observation(
+            residual_rel.masked_fill(~finite, torch.inf),
+            residual_abs.masked_fill(~finite, torch.inf),
+        )
+        now = self._ranking(seen.residual_rel, seen.residual_abs)
+        least = self._ranking(self._best_rel, self._best_abs)[rows]
+        worse = ~finite | (now > self._restart * least)
+        # A row that has seen nothing finite has no step that could have been too long.
+        shorter = worse & least.isfinite()
+        self._damping[rows] = torch.where(shorter, 0.5, 1.0) * self._damping[rows]
+        better = now < least
+        if settled is not None:
+            better = better | (~settled & finite)
+        self._remember(rows, better, z, g, seen)
         self._advance(rows, z, g, worse)
-        return Observation(residual_rel, residual_abs)
+        return seen
+
+    def _ranking(self, by_rel: Tensor, by_abs: Tensor) -> Tensor:
+        return by_rel if self._by_rel else by_abs
 
     def _remember(
-        self,
-        rows: Rows,
-        z: Tensor,
-        g: Tensor,
-        residual_rel: Tensor,
-        residual_abs: Tensor,
-        settled: Tensor | None,
+        self, rows: Rows, better: Tensor, z: Tensor, g: Tensor, seen: Observation
     ) -> None:
-        better = residual_rel < self._best_rel[rows]
-        if settled is not None:
-            better = better | (~settled & residual_rel.isfinite())
         wide = better[:, None]
         self._best_z[rows] = torch.where(wide, z, self._best_z[rows])
         self._best_g[rows] = torch.where(wide, g, self._best_g[rows])
-        self._best_rel[rows] = torch.where(better, residual_rel, self._best_rel[rows])
-        self._best_abs[rows] = torch.where(better, residual_abs, self._best_abs[rows])
+        self._best_rel[rows] = torch.where(better, seen.residual_rel, self._best_rel[rows])
+        self._best_abs[rows] = torch.where(better, seen.residual_abs, self._best_abs[rows])
 
     def _advance(self, rows: Rows, z: Tensor, g: Tensor, worse: Tensor) -> None:
-        if bool(worse.any()):
-            self._rule.forget(rows, worse)
-            self._damping[rows] = torch.where(worse, 0.5, 1.0) * self._damping[rows]
-        damping = self._damping[rows][:, None]
-        wide = worse[:, None]
-        base = torch.where(wide, self._best_z[rows], z)
+        wide, best_z = worse[:, None], self._best_z[rows]
+        base = torch.where(wide, best_z, z)
         g = torch.where(wide, self._best_g[rows], g)
         fresh = self._fresh[rows] | worse
         dz, dg = z - self._last_z[rows], g - self._last_g[rows]
+        self._rule.forget(rows, worse)
         step = self._rule.step(rows, dz, dg, g, fresh)
-        step = torch.where(fresh[:, None], damping * g, step)
-        following = base + step
+        lost = ~step.isfinite().all(-1)
+        self._rule.forget(rows, lost)
+        plain = fresh | lost
+        following = base + torch.where(plain[:, None], self._damping[rows][:, None] * g, step)
         sound = following.isfinite().all(-1, keepdim=True)
-        self._z[rows] = torch.where(sound, following, self._best_z[rows])
+        self._z[rows] = torch.where(sound, following, best_z)
         self._last_z[rows] = base
         self._last_g[rows] = g
-        # After a restart the state observed next follows from (base, g): a true difference.
-        self._fresh[rows] = False
+        # After a restart the state observed next follows from (base, g): a true difference. Where
+        # nothing finite was seen, g is no residual.
+        self._fresh[rows] = self._best_rel[rows].isinf()
 
     def best(self, rows: Rows) -> Best:
         """The best states seen, with their residuals."""
-        return Best(self._best_z[rows], self._best_rel[rows], self._best_abs[rows])
+        return Best(
+            _taken(self._best_z, rows),
+            _taken(self._best_rel, rows),
+            _taken(self._best_abs, rows),
+        )
+
+
+def _taken(buffer: Tensor, rows: Rows) -> Tensor:
+    """A copy of some rows: a slice alone would be a view, that the next observation changes."""
+    return buffer[rows].clone() if isinstance(rows, slice) else buffer[rows]

@@ -12,14 +12,14 @@ from torch import Tensor
 from deq_model.solvers.options import Method
 
 Rows = Tensor | slice
-_TINY = 1e-30
+"""Rows of the buffers: a slice, or distinct int64 indices."""
 
 
 class UpdateRule(Protocol):
     """A quasi-Newton rule over independent rows."""
 
     def forget(self, rows: Rows, which: Tensor) -> None:
-        """Empties the history of those ``rows`` where ``which`` (n,) is true."""
+        """Empties the history of those ``rows`` where ``which`` ``(n,)`` bool is true."""
 
     def step(self, rows: Rows, dz: Tensor, dg: Tensor, g: Tensor, fresh: Tensor) -> Tensor:
         """The change of z to make next.
@@ -32,7 +32,7 @@ class UpdateRule(Protocol):
             fresh: ``(n,)`` bool, rows for which dz and dg mean nothing.
 
         Returns:
-            ``(n, D)``.
+            ``(n, D)``. It may not be finite, where numbers are too large or too small to divide.
         """
 
 
@@ -62,30 +62,26 @@ class Broyden:
         self._depth = depth
 
     def forget(self, rows: Rows, which: Tensor) -> None:
-        """Back to ``B = −1``."""
-        keep = (~which).to(self._u.dtype)[:, None, None]
-        # V may stay: a term with u = 0 adds nothing.
-        self._u[rows] = torch.where(which[:, None, None], torch.zeros_like(keep), self._u[rows])
+        """Back to ``B = −1``: terms at and above a row's count are never read."""
         self._count[rows] = torch.where(which, 0, self._count[rows])
 
     def step(self, rows: Rows, dz: Tensor, dg: Tensor, g: Tensor, fresh: Tensor) -> Tensor:
         """One rank-one update, then ``Δz = −B g``."""
         count = self._count[rows]
-        full = count >= self._depth
-        if bool(full.any()):
-            self.forget(rows, full)
-            count = self._count[rows]
-        used = int(count.max())
+        count = torch.where(count >= self._depth, 0, count)
+        used = int(count.max()) if len(count) else 0
+        dead = torch.arange(used, device=count.device) >= count[:, None]
         u, v = self._u[rows, :used], self._v[rows, :used]
-        v_new = torch.einsum("nm,nmd->nd", torch.einsum("nmd,nd->nm", u, dz), v) - dz
-        b_dg = torch.einsum("nm,nmd->nd", torch.einsum("nmd,nd->nm", v, dg), u) - dg
+        v_new = _combined(_weights(u, dz[:, None], dead), v).squeeze(1) - dz
+        pair = torch.stack([dg, g], dim=1)
+        b_dg, b_g = (_combined(_weights(v, pair, dead), u) - pair).unbind(1)
         bottom = (v_new * dg).sum(-1, keepdim=True)
         u_new = (dz - b_dg) / bottom
-        usable = u_new.isfinite().all(-1) & (bottom.abs().squeeze(-1) > _TINY) & ~fresh
+        # Where the bottom is not finite v may not be either, though u is: it was divided by it.
+        usable = u_new.isfinite().all(-1) & bottom.isfinite().squeeze(-1) & ~fresh
         u_new = torch.where(usable[:, None], u_new, torch.zeros_like(u_new))
         v_new = torch.where(usable[:, None], v_new, torch.zeros_like(v_new))
-        step = g - torch.einsum("nm,nmd->nd", torch.einsum("nmd,nd->nm", v, g), u)
-        step = step - u_new * (v_new * g).sum(-1, keepdim=True)
+        step = -b_g - u_new * (v_new * g).sum(-1, keepdim=True)
         self._write(rows, count, u_new, v_new, usable)  # u and v may be views of what it changes
         return step
 
@@ -104,41 +100,45 @@ class Anderson:
     """
 
     RIDGE = 1e-8
+    """Of float64; in float32 ten roundings, since less would be rounded away."""
 
     def __init__(self, *, capacity: int, dim: int, depth: int, like: Tensor) -> None:
         self._dz = like.new_zeros(capacity, depth, dim)
         self._dg = like.new_zeros(capacity, depth, dim)
         self._count = torch.zeros(capacity, dtype=torch.long, device=like.device)
-        self._depth = depth
+        self._slots = torch.arange(depth, device=like.device)
+        self._ridge = max(self.RIDGE, 10 * torch.finfo(like.dtype).eps)
 
     def forget(self, rows: Rows, which: Tensor) -> None:
-        """Back to plain iteration."""
-        mask = which[:, None, None]
-        for buffer in (self._dz, self._dg):
-            buffer[rows] = torch.where(mask, torch.zeros_like(buffer[rows]), buffer[rows])
+        """Back to plain iteration: slots at and above a row's count are never read."""
         self._count[rows] = torch.where(which, 0, self._count[rows])
 
     def step(self, rows: Rows, dz: Tensor, dg: Tensor, g: Tensor, fresh: Tensor) -> Tensor:
         """Stores the difference over the oldest one, then solves for γ."""
         index = _row_index(rows, self._count)
-        slot = self._count[rows] % self._depth
+        slot = self._count[rows] % len(self._slots)
         keep = ~fresh[:, None]
         self._dz[index, slot] = torch.where(keep, dz, self._dz[index, slot])
         self._dg[index, slot] = torch.where(keep, dg, self._dg[index, slot])
-        self._count[rows] = self._count[rows] + ~fresh
+        count = self._count[rows] + ~fresh
+        self._count[rows] = count
         past_z, past_g = self._dz[rows], self._dg[rows]
+        gamma = self._weights(past_g, g, self._slots >= count[:, None])[:, None]
+        return g - (gamma @ past_z + gamma @ past_g).squeeze(1)
+
+    def _weights(self, past_g: Tensor, g: Tensor, dead: Tensor) -> Tensor:
+        """γ ``(n, m)``: zero for ``dead`` slots ``(n, m)``, and where there is no solution."""
         gram = past_g @ past_g.transpose(1, 2)
+        gram = gram.masked_fill(dead[:, :, None] | dead[:, None, :], 0.0)
         diagonal = gram.diagonal(dim1=1, dim2=2)
-        # An empty slot has a zero difference; a one on its diagonal makes its weight zero.
-        lift = torch.where(diagonal > 0, self.RIDGE * diagonal, torch.ones_like(diagonal))
-        right = torch.einsum("nmd,nd->nm", past_g, g)
+        lift = torch.where(diagonal > 0, self._ridge * diagonal, torch.ones_like(diagonal))
+        right = (past_g @ g[..., None]).squeeze(-1).masked_fill(dead, 0.0)
         gamma, failed = torch.linalg.solve_ex(gram + torch.diag_embed(lift), right[..., None])
-        gamma = torch.where((failed == 0)[:, None], gamma.squeeze(-1), torch.zeros_like(right))
-        return g - torch.einsum("nm,nmd->nd", gamma, past_z + past_g)
+        return torch.where((failed == 0)[:, None], gamma.squeeze(-1), torch.zeros_like(right))
 
 
 def make_rule(method: Method, *, capacity: int, dim: int, depth: int, like: Tensor) -> UpdateRule:
-    """The rule of a method, with room for ``capacity`` rows, on the device and dtype of ``like``."""
+    """The rule of a method, for ``capacity`` rows, on the device and in the dtype of ``like``."""
     if method == "picard":
         return Picard()
     kind = Broyden if method == "broyden" else Anderson
@@ -149,3 +149,13 @@ def _row_index(rows: Rows, count: Tensor) -> Tensor:
     if isinstance(rows, slice):
         return torch.arange(count.shape[0], device=count.device)[rows]
     return rows
+
+
+def _weights(terms: Tensor, x: Tensor, dead: Tensor) -> Tensor:
+    """Products ``(n, k, m)`` of x ``(n, k, D)`` and terms ``(n, m, D)``; 0 where ``dead (n, m)``."""
+    return (x @ terms.transpose(1, 2)).masked_fill(dead[:, None], 0.0)
+
+
+def _combined(weights: Tensor, terms: Tensor) -> Tensor:
+    """Sums of terms ``(n, m, D)`` by weights ``(n, k, m)``: ``(n, k, D)``."""
+    return weights @ terms
