@@ -152,7 +152,7 @@ def _row_index(rows: Rows, count: Tensor) -> Tensor:
 
 
 def _weights(terms: Tensor, x: Tensor, dead: Tensor) -> Tensor:
-    """Products ``(n, k, m)`` of x ``(n, k, D)`` and terms ``(n, m, D)``; 0 where ``dead (n, m)``."""
+    """Products ``(n, k, m)`` of x ``(n, k, D)`` and terms ``(n, m, D)``; zero for ``dead`` ones."""
     return (x @ terms.transpose(1, 2)).masked_fill(dead[:, None], 0.0)
 
 
