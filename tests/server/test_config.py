@@ -1,0 +1,130 @@
+"""Flags, environment and file make one checked configuration."""
+
+import dataclasses
+
+import pytest
+
+from server.config import RequestLimits, ServerConfig, ServerConfigError
+from server.options import parse_config
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "server.yaml"
+    path.write_text("port: 1\nwindow: 2\nmodel: [a=x, b=y]\ntol: 0.01\nreflection: false\n")
+    return path
+
+
+def parse(*arguments):
+    return parse_config([str(argument) for argument in arguments], "deqlm serve")
+
+
+def test_a_flag_goes_before_the_environment_before_the_file_before_the_default(file, monkeypatch):
+    assert parse().port == 50051
+    assert parse("--config", file).port == 1
+    monkeypatch.setenv("DEQLM_PORT", "2")
+    assert parse("--config", file).port == 2
+    assert parse("--config", file, "--port", 3).port == 3
+    assert parse("--config", file, "--port", 3).window == 2
+
+
+def test_the_file_may_be_named_by_the_environment(file, monkeypatch):
+    monkeypatch.setenv("DEQLM_CONFIG", str(file))
+    config = parse()
+    assert (config.tol, config.reflection) == (0.01, False)
+    assert config.model == ("a=x", "b=y")
+
+
+def test_models_repeat_and_replace_those_of_the_file(file, monkeypatch):
+    assert parse("--model", "c=z", "--model=d=w", "--config", file).model == ("c=z", "d=w")
+    monkeypatch.setenv("DEQLM_MODEL", "e=u,f=v")
+    assert parse("--config", file).model == ("e=u", "f=v")
+    assert [s.name for s in parse().sources()] == ["e", "f"]
+
+
+def test_flags_may_be_spelled_with_dashes_or_underscores():
+    assert parse("--metrics-port", -1).metrics_port == -1
+    assert parse("--metrics_port=-1").metrics_port == -1
+
+
+def test_help_tells_every_field_with_default_and_variable(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse("--help")
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(ServerConfig):
+        assert f"--{field.name.replace('_', '-')}" in text
+        assert f"DEQLM_{field.name.upper()}" in text
+    words = " ".join(text.split())
+    for field in dataclasses.fields(ServerConfig):
+        if field.name not in ("model",):
+            assert f"default: {field.default}" in words, field.name
+    assert "seconds that running calls get" in words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--bogus", "1"], "bogus"),
+        (["--port", "x"], "port"),
+        (["--dtype", "int4"], "dtype"),
+        (["--model"], "model"),
+    ],
+)
+def test_usage_errors(arguments, problem, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(*arguments)
+    assert caught.value.code == 2
+    assert problem in capsys.readouterr().err
+
+
+def test_unknown_keys_of_the_file_are_errors(tmp_path, capsys):
+    path = tmp_path / "bad.yaml"
+    path.write_text("widnow: 3\n")
+    with pytest.raises(SystemExit):
+        parse("--config", path)
+    assert "widnow" in capsys.readouterr().err
+
+
+def test_a_missing_file_is_told():
+    with pytest.raises(ServerConfigError, match=r"config must be a readable YAML file, got 'no'"):
+        parse("--config", "no")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"port": 70000}, r"port must be in \[0, 65535\], got 70000"),
+        ({"metrics_port": -2}, r"metrics_port must be in \[0, 65535\], or -1 for none, got -2"),
+        ({"tol": 0.0}, r"tol must be in \(0, 1\), got 0.0"),
+        ({"tol": float("nan")}, r"tol must be in \(0, 1\), got nan"),
+        ({"window": 0}, r"window must be at least 1, got 0"),
+        ({"device": "tpu"}, r"device must be cpu, cuda or cuda:N, got 'tpu'"),
+        ({"grace_s": -1.0}, r"grace_s must be at least 0, got -1.0"),
+        ({"max_ttl_s": float("inf")}, r"max_ttl_s must be finite and above 0, got inf"),
+        ({"default_max_tokens": 9999}, r"default_max_tokens must be at most max_tokens = 4096"),
+        ({"default_max_nfe": 2000}, r"default_max_nfe must be at most max_nfe = 1000, got 2000"),
+        ({"model": ("a",)}, r"model must be NAME=PATH, got 'a'"),
+        ({"model": ("a=x", "a=y")}, r"model 'a' must be named once, got 2"),
+    ],
+)
+def test_impossible_values(changes, message):
+    with pytest.raises(ServerConfigError, match=message):
+        ServerConfig(**changes)
+
+
+def test_what_is_bundled_is_served_when_no_model_is_named(tmp_path):
+    with pytest.raises(ServerConfigError, match="none is bundled"):
+        ServerConfig().sources(tmp_path)
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "config.json").write_text("{}")
+    (source,) = ServerConfig().sources(tmp_path)
+    assert (source.name, source.path) == ("small", tmp_path / "small")
+
+
+def test_the_parts_take_their_fields():
+    config = ServerConfig(window=7, max_top_k=3, default_max_nfe=9, policy="error")
+    assert config.engine_limits.window == 7
+    assert isinstance(config.request_limits, RequestLimits)
+    assert config.request_limits.max_top_k == 3
+    assert (config.default_solve.max_nfe, config.default_solve.policy) == (9, "error")
