@@ -26,7 +26,7 @@ from server.engine.types import (
     Stop,
 )
 
-TIGHT = Solve(tol=1e-9, max_nfe=400)
+TIGHT = Solve(tol=1e-7, max_nfe=200)
 _ids = itertools.count()
 
 
@@ -72,7 +72,7 @@ class Caller:
 
     engine: Engine
     timeout_s: float = 60.0
-    open: dict[str, "queue.Queue[Event]"] = field(default_factory=dict)
+    open: dict[str, "queue.Queue[Event]"] = field(default_factory=dict, repr=False)
 
     def score(self, tokens: tuple[int, ...], **options: object) -> str:
         """Submits a score; returns the job's id."""

@@ -1,0 +1,204 @@
+"""Sessions against a plain model: ownership, leases, forks, slots that add up."""
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from server.engine.errors import SessionBusy, SessionLimit, SessionNotFound
+from server.engine.sessions import SessionTable
+from server.engine.slots import SlotPool
+from server.engine.types import Lease, Solve, Totals
+
+
+class Clock:
+    """A clock that tests turn."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def make_table(max_sessions: int = 4, slots: int = 8) -> tuple[SessionTable, SlotPool, Clock]:
+    pool, clock = SlotPool(slots), Clock()
+    table = SessionTable(
+        pool, max_sessions=max_sessions, session_bytes=100, monotonic=clock, wall=clock
+    )
+    return table, pool, clock
+
+
+def create(table: SessionTable, owner: str = "ann", ttl_s: float = 10.0) -> str:
+    return table.create(owner=owner, ttl_s=ttl_s, solve=Solve()).session_id
+
+
+def commit_new(table: SessionTable, pool: SlotPool, lease: Lease, position: int) -> int:
+    slot = pool.acquire()
+    assert slot is not None
+    view = table.commit(lease, slot=slot, position=position, totals=Totals(position, -1.0))
+    assert view is not None
+    assert view.position == position
+    return slot
+
+
+def test_foreign_unknown_and_deleted_sessions_look_alike() -> None:
+    table, _, _ = make_table()
+    session = create(table)
+    for call in (table.get, table.acquire, table.delete, table.fork):
+        with pytest.raises(SessionNotFound, match=session):
+            call(session, "bob")
+    table.delete(session, "ann")
+    with pytest.raises(SessionNotFound, match=f"session_id '{session}' is unknown, deleted"):
+        table.get(session, "ann")
+
+
+def test_ids_are_long_and_different() -> None:
+    table, _, _ = make_table(max_sessions=50, slots=60)
+    ids = {create(table) for _ in range(50)}
+    assert len(ids) == 50
+    assert all(len(session_id) >= 24 for session_id in ids)
+
+
+def test_a_busy_session_is_left_alone() -> None:
+    table, _, clock = make_table()
+    session = create(table)
+    lease = table.acquire(session, "ann")
+    for call in (table.acquire, table.delete, table.fork):
+        with pytest.raises(SessionBusy, match=session):
+            call(session, "ann")
+    clock.now += 1000
+    assert table.get(session, "ann").busy, "a session expired under a call"
+    table.release(lease)
+    table.release(lease)
+    assert not table.get(session, "ann").busy
+
+
+def test_commit_after_release_changes_nothing() -> None:
+    table, pool, _ = make_table()
+    session = create(table)
+    old = table.acquire(session, "ann")
+    table.release(old)
+    new = table.acquire(session, "ann")
+    slot = pool.acquire()
+    assert slot is not None
+    assert table.commit(old, slot=slot, position=9, totals=Totals()) is None
+    assert table.base(old) is None
+    assert table.view(old) is None
+    table.release(old)
+    assert table.get(session, "ann").busy, "a stale lease ended another call's lease"
+    assert table.base(new) is not None
+    pool.release(slot)
+
+
+def test_forks_share_memory_until_one_goes_on() -> None:
+    table, pool, _ = make_table()
+    session = create(table)
+    lease = table.acquire(session, "ann")
+    commit_new(table, pool, lease, 7)
+    table.release(lease)
+    fork = table.fork(session, "ann", ttl_s=5.0)
+    assert (fork.position, fork.totals.scored_tokens, fork.ttl_s) == (7, 7, 5.0)
+    assert pool.used == table.holding() == 1
+    lease = table.acquire(fork.session_id, "ann")
+    commit_new(table, pool, lease, 8)
+    table.release(lease)
+    assert pool.used == 2
+    assert table.get(session, "ann").position == 7
+    table.delete(session, "ann")
+    table.delete(fork.session_id, "ann")
+    assert pool.used == 0
+
+
+def test_time_to_live_counts_from_the_last_use() -> None:
+    table, _, clock = make_table()
+    session = create(table, ttl_s=10.0)
+    clock.now += 9
+    table.release(table.acquire(session, "ann"))
+    clock.now += 9
+    assert table.get(session, "ann").expire_time == clock.now + 1
+    clock.now += 2
+    with pytest.raises(SessionNotFound):
+        table.get(session, "ann")
+
+
+def test_a_full_table_says_so_and_keeps_everybody() -> None:
+    table, _, _ = make_table(max_sessions=2)
+    first, second = create(table), create(table)
+    with pytest.raises(SessionLimit, match="sessions must be at most 2"):
+        create(table)
+    with pytest.raises(SessionLimit):
+        table.fork(first, "ann")
+    assert [view.session_id for view in table.list("ann")] == [first, second]
+    assert table.list("bob") == []
+
+
+class Sessions(RuleBasedStateMachine):
+    """Random calls; the model is a dictionary of positions and who is busy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.pool, _ = make_table(max_sessions=3, slots=12)
+        self.positions: dict[str, int] = {}
+        self.leases: dict[str, Lease] = {}
+
+    @rule()
+    def create(self) -> None:
+        if len(self.positions) == 3:
+            with pytest.raises(SessionLimit):
+                create(self.table)
+        else:
+            self.positions[create(self.table)] = 0
+
+    @precondition(lambda self: self.positions)
+    @rule(data=st.data())
+    def acquire(self, data: st.DataObject) -> None:
+        session = data.draw(st.sampled_from(list(self.positions)))
+        if session in self.leases:
+            with pytest.raises(SessionBusy):
+                self.table.acquire(session, "ann")
+        else:
+            self.leases[session] = self.table.acquire(session, "ann")
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), more=st.integers(1, 5))
+    def commit(self, data: st.DataObject, more: int) -> None:
+        session = data.draw(st.sampled_from(list(self.leases)))
+        base = self.table.base(self.leases[session])
+        assert base is not None
+        assert base.position == self.positions[session]
+        commit_new(self.table, self.pool, self.leases[session], base.position + more)
+        if base.slot is not None:
+            self.pool.release(base.slot)
+        self.positions[session] += more
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        session = data.draw(st.sampled_from(list(self.leases)))
+        self.table.release(self.leases.pop(session))
+
+    @precondition(lambda self: self.positions)
+    @rule(data=st.data(), forking=st.booleans())
+    def fork_or_delete(self, data: st.DataObject, forking: bool) -> None:
+        session = data.draw(st.sampled_from(list(self.positions)))
+        if session in self.leases:
+            with pytest.raises(SessionBusy):
+                self.table.delete(session, "ann")
+        elif not forking:
+            self.table.delete(session, "ann")
+            del self.positions[session]
+        elif len(self.positions) < 3:
+            fork = self.table.fork(session, "ann")
+            self.positions[fork.session_id] = self.positions[session]
+
+    @invariant()
+    def adds_up(self) -> None:
+        views = {view.session_id: view for view in self.table.list("ann")}
+        assert {key: view.position for key, view in views.items()} == self.positions
+        assert {key for key, view in views.items() if view.busy} == set(self.leases)
+        assert self.pool.used == self.table.holding()
+
+
+TestSessions = Sessions.TestCase
+TestSessions.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
