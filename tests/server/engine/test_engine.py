@@ -96,7 +96,7 @@ def test_cutting_a_text_into_calls_changes_nothing(caller: Caller, cuts: set[int
     edges = [0, *sorted(cuts), len(TEXT)]
     found: list[float] = []
     with caller.session() as lease:
-        for begin, end in zip(edges[:-1], edges[1:], strict=True):
+        for begin, end in itertools.pairwise(edges):
             event = caller.result(caller.score(TEXT[begin:end], lease=lease))
             assert isinstance(event, Scored)
             assert event.position == end
