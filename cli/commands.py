@@ -28,7 +28,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "session": Command(
         target="client.commands.session:main",
-        summary="create, inspect, feed, fork and delete sessions",
+        summary="create, inspect, list, fork and delete sessions",
     ),
     "tokenize": Command(
         target="client.commands.tokenize:main",

@@ -15,6 +15,7 @@ from deq_model.tokenizers.word import WordTokenizer
 from server.engine.engine import Engine
 from server.engine.types import (
     TERMINAL,
+    Drawn,
     EngineLimits,
     Event,
     GenerateJob,
@@ -52,6 +53,11 @@ def small_model(
         for parameter in model.parameters():
             parameter.normal_(0.0, 0.25, generator=generator)
     return model
+
+
+def drawn_ids(events: list[Event]) -> list[int]:
+    """Ids of the tokens drawn."""
+    return [event.token.token_id for event in events if isinstance(event, Drawn)]
 
 
 class PlainText:
@@ -122,8 +128,9 @@ def running_engine(
     limits: EngineLimits | None = None,
     *,
     dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
 ) -> Iterator[Caller]:
-    """An engine on a copy of a model; every slot must be free again at the end."""
+    """An engine on a copy of a model; at its end every slot is a session's or free."""
     copy = DEQLanguageModel(model.config).to(model.dtype)
     copy.load_state_dict(model.state_dict())
     words = ["<eos>", *(f"w{i}" for i in range(1, model.config.n_token))]
@@ -133,7 +140,7 @@ def running_engine(
     engine = Engine(
         checkpoint,
         name="test",
-        device=torch.device("cpu"),
+        device=torch.device(device),
         dtype=dtype,
         limits=limits or EngineLimits(max_batch_tokens=24, max_running=4, window=5),
     )

@@ -22,7 +22,6 @@ from server.engine.errors import (
     SessionBusy,
 )
 from server.engine.types import (
-    Drawn,
     EngineLimits,
     Event,
     Failed,
@@ -34,7 +33,7 @@ from server.engine.types import (
     Stop,
 )
 from tests.deq_model.golden import load_golden
-from tests.server.engine.helpers import TIGHT, Caller, running_engine, small_model
+from tests.server.engine.helpers import TIGHT, Caller, drawn_ids, running_engine, small_model
 
 MODEL = small_model().eval()
 EXACT = SolverOptions(tol=1e-8, max_nfe=500, depth=30)
@@ -179,41 +178,37 @@ def test_figures_of_the_solver_add_up(caller: Caller) -> None:
     assert all(token.solved.residual <= TIGHT.tol for token in event.tokens)
 
 
-def drawn(events: list[Event]) -> list[int]:
-    return [event.token.token_id for event in events if isinstance(event, Drawn)]
-
-
 def test_greedy_generation_follows_the_likeliest_word(caller: Caller) -> None:
     events = caller.events(caller.generate(TEXT[:4], 12, sampling=Sampling(temperature=0)))
     assert isinstance(events[0], PromptSolved)
     assert events[0].totals.logprob_sum == pytest.approx(sum(reference(MODEL, TEXT[:4])), abs=NEAR)
     final = events[-1]
     assert isinstance(final, Generated)
-    assert (final.reason, final.totals.scored_tokens, len(drawn(events))) == ("length", 12, 12)
-    again = caller.result(caller.score((*TEXT[:4], *drawn(events)), top_k=1))
+    assert (final.reason, final.totals.scored_tokens, len(drawn_ids(events))) == ("length", 12, 12)
+    again = caller.result(caller.score((*TEXT[:4], *drawn_ids(events)), top_k=1))
     assert isinstance(again, Scored)
-    assert [t.alternatives[0][0] for t in again.tokens[4:]] == drawn(events)
+    assert [t.alternatives[0][0] for t in again.tokens[4:]] == drawn_ids(events)
     assert final.totals.logprob_sum == pytest.approx(sum(logprobs(again)[4:]), abs=NEAR)
 
 
 def test_seeds_reproduce_beside_other_requests(caller: Caller) -> None:
     sampling = Sampling(temperature=1.2, top_p=0.95, seed=11)
-    alone = drawn(caller.events(caller.generate(TEXT[:3], 20, sampling=sampling)))
+    alone = drawn_ids(caller.events(caller.generate(TEXT[:3], 20, sampling=sampling)))
     others = [caller.score(TEXT) for _ in range(3)]
     job = caller.generate(TEXT[:3], 20, sampling=sampling)
     others += [caller.generate((), 15, sampling=Sampling(seed=5)) for _ in range(2)]
-    assert drawn(caller.events(job)) == alone
+    assert drawn_ids(caller.events(job)) == alone
     for other in others:
         caller.result(other)
     different = caller.generate(TEXT[:3], 20, sampling=Sampling(temperature=1.2, seed=12))
-    assert drawn(caller.events(different)) != alone
+    assert drawn_ids(caller.events(different)) != alone
 
 
 def test_a_generation_is_committed_whole(caller: Caller) -> None:
     with caller.session() as lease:
         caller.result(caller.score(TEXT[:5], lease=lease))
         events = caller.events(caller.generate((7,), 6, lease=lease))
-        tokens = drawn(events)
+        tokens = drawn_ids(events)
         final = events[-1]
         assert isinstance(final, Generated)
         assert final.position == 5 + 1 + 6
@@ -224,14 +219,14 @@ def test_a_generation_is_committed_whole(caller: Caller) -> None:
 
 def test_endings(caller: Caller) -> None:
     greedy = Sampling(temperature=0)
-    first = drawn(caller.events(caller.generate((), 4, sampling=greedy)))
+    first = drawn_ids(caller.events(caller.generate((), 4, sampling=greedy)))
     stop = Stop(max_tokens=10, stop_ids=frozenset({first[1]}))
     events = caller.events(caller.generate((), 0, sampling=greedy, stop=stop))
     final = events[-1]
     assert isinstance(final, Generated)
     assert (final.reason, final.stop_id) == ("stop_id", first[1])
     at = first.index(first[1])
-    assert drawn(events) == first[: at + 1]
+    assert drawn_ids(events) == first[: at + 1]
     late = Stop(max_tokens=10, min_tokens=4, stop_ids=frozenset(range(39)))
     final = caller.result(caller.generate((), 0, sampling=greedy, stop=late))
     assert isinstance(final, Generated)
