@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deq_model.config import ModelConfig
-from deq_model.embedding import AdaptiveEmbedding
+from deq_model.embedding import AdaptiveEmbedding, cluster_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +71,19 @@ class AdaptiveLogSoftmax(nn.Module):
             return hidden
         if self.config.tie_projs[cluster]:
             shared = self._embedding[0].projections
-            return hidden @ shared[cluster if self.config.div_val > 1 else 0]
-        return hidden @ self.projections[str(cluster)]
+            weight = shared[cluster if self.config.div_val > 1 else 0]
+        else:
+            weight = self.projections[str(cluster)]
+        projected: Tensor = hidden @ weight
+        return projected
 
     def head(self, hidden: Tensor) -> Head:
         """The head's log-probabilities for ``hidden`` of ``(N, d_model)``."""
-        weight, bias = self._table(0)
-        n_tail = len(self.config.cutoffs)
-        if n_tail:
-            weight = torch.cat([weight, self.cluster_weight])
-            bias = torch.cat([bias, self.cluster_bias])
-        logits = functional.linear(self._project(0, hidden), weight, bias)
+        projected = self._project(0, hidden)
+        logits = functional.linear(projected, *self._table(0))
+        if self.config.cutoffs:  # logits are joined, since a joint table would be copied each time
+            clusters = functional.linear(projected, self.cluster_weight, self.cluster_bias)
+            logits = torch.cat([logits, clusters], dim=1)
         logprob = _log_softmax(logits)
         c1 = self.edges[1]
         return Head(logprob[:, :c1], logprob[:, c1:].flip(1))
@@ -100,13 +102,16 @@ class AdaptiveLogSoftmax(nn.Module):
 
         Returns:
             ``(N,)`` natural logarithms.
+
+        Raises:
+            IndexError, RuntimeError: a target outside ``[0, n_token)`` (on the CPU; CUDA asserts).
         """
         head = self.head(hidden)
-        in_head = target.clamp(max=self.edges[1] - 1)
+        cluster = cluster_of(target, self.edges)
+        in_head = torch.where(cluster == 0, target, 0)
         logprob = head.words.gather(1, in_head[:, None]).squeeze(1)
         for i in range(1, self.config.n_cluster):
-            inside = (target >= self.edges[i]) & (target < self.edges[i + 1])
-            rows = inside.nonzero().squeeze(1)
+            rows = (cluster == i).nonzero().squeeze(1)
             if rows.numel() == 0:
                 continue
             local = (target[rows] - self.edges[i])[:, None]

@@ -34,7 +34,7 @@ class Span:
     """Who sees whom, and how far apart they are.
 
     Attributes:
-        delta: ``(R or 1, W, K)`` int64, query position − key position, clamped to ``[0, T)``.
+        delta: ``(R or 1, W, K)`` int64, query position − key position; 0 for keys that follow.
         visible: ``(R or 1, W, K)`` bool; every query sees at least one key.
         masked: whether any key is hidden from any query.
     """

@@ -1,6 +1,7 @@
 """Architecture of a DEQ language model, as saved in ``config.json`` beside its weights."""
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,12 +61,15 @@ class ModelConfig:
     recipe: str = ""
 
     def __post_init__(self) -> None:
+        for name in ("cutoffs", "tie_projs"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        self._check_types()
         if self.d_embed == 0:
             object.__setattr__(self, "d_embed", self.d_model)
         if not self.tie_projs:
             default = (False,) + (True,) * len(self.cutoffs)
             object.__setattr__(self, "tie_projs", default)
-        self._check_types()
         self._check_ranges()
         self._check_vocabulary()
 
@@ -79,6 +83,10 @@ class ModelConfig:
                 raise ConfigError(f"{field.name} must be a number, got {value!r}")
             if field.type is bool and kind is not bool:
                 raise ConfigError(f"{field.name} must be true or false, got {value!r}")
+            if field.type is str and kind is not str:
+                raise ConfigError(f"{field.name} must be a string, got {value!r}")
+        _check_items("cutoffs", self.cutoffs, int, "integers")
+        _check_items("tie_projs", self.tie_projs, bool, "true or false")
 
     def _check_ranges(self) -> None:
         for name in ("n_token", "d_model", "n_head", "d_head", "d_inner", "d_embed", "tgt_len"):
@@ -102,9 +110,7 @@ class ModelConfig:
 
     def _check_vocabulary(self) -> None:
         edges = (0, *self.cutoffs, self.n_token)
-        if any(type(edge) is not int for edge in edges):
-            raise ConfigError(f"cutoffs must be integers, got {list(self.cutoffs)}")
-        if any(low >= high for low, high in zip(edges[:-1], edges[1:], strict=True)):
+        if any(low >= high for low, high in itertools.pairwise(edges)):
             raise ConfigError(
                 f"cutoffs must ascend within [1, n_token - 1 = {self.n_token - 1}], "
                 f"got {list(self.cutoffs)}"
@@ -144,7 +150,8 @@ class ModelConfig:
 
     def cluster_width(self, cluster: int) -> int:
         """Channels of a cluster's embedding before its projection."""
-        return self.d_embed // self.div_val**cluster
+        width: int = self.d_embed // self.div_val**cluster
+        return width
 
     @property
     def has_projections(self) -> bool:
@@ -158,13 +165,10 @@ class ModelConfig:
         unknown = sorted(set(values) - known)
         if unknown:
             raise ConfigError(f"unknown key in model configuration: {', '.join(unknown)}")
-        listed = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-        }
-        try:
-            return cls(**listed)
-        except TypeError as error:
-            raise ConfigError(f"model configuration: {error}") from None
+        missing = sorted(_required(cls) - set(values))
+        if missing:
+            raise ConfigError(f"missing key in model configuration: {', '.join(missing)}")
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-ready values."""
@@ -186,6 +190,16 @@ class ModelConfig:
     def save(self, path: Path) -> None:
         """Writes ``config.json``."""
         path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+
+def _check_items(name: str, values: object, kind: type, words: str) -> None:
+    if not isinstance(values, tuple) or any(type(value) is not kind for value in values):
+        shown = list(values) if isinstance(values, tuple) else values
+        raise ConfigError(f"{name} must be a list of {words}, got {shown!r}")
+
+
+def _required(cls: type[ModelConfig]) -> set[str]:
+    return {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
 
 
 _PUBLISHED_SHAPES: dict[str, Any] = {

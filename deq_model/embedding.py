@@ -1,10 +1,21 @@
 """Adaptive input embedding (arXiv 1809.10853): rare words have narrow vectors."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from deq_model.config import ModelConfig
+
+
+def cluster_of(tokens: Tensor, edges: tuple[int, ...]) -> Tensor:
+    """The vocabulary cluster of every id, by the clusters' first ids and ``n_token`` at the end.
+
+    An id below 0 falls into the first cluster and one of ``n_token`` or more into the last, whose
+    tables then refuse it: it is an error, and not a word of no cluster.
+    """
+    return torch.bucketize(tokens.contiguous(), tokens.new_tensor(edges[1:-1]), right=True)
 
 
 class AdaptiveEmbedding(nn.Module):
@@ -30,20 +41,26 @@ class AdaptiveEmbedding(nn.Module):
         )
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Embeds ids of any shape: ``(…)`` int64 to ``(…, d_model)``."""
-        scale = self.d_model**0.5
+        """Embeds ids of any shape: ``(…)`` int64 to ``(…, d_model)``.
+
+        Raises:
+            IndexError: an id outside ``[0, n_token)`` (on the CPU; CUDA asserts).
+        """
+        scale = math.sqrt(self.d_model)
         if len(self.tables) == 1:
             return self._cluster(0, tokens) * scale
         flat = tokens.reshape(-1)
         out = self.tables[0].new_zeros(flat.shape[0], self.d_model)
+        cluster = cluster_of(flat, self.edges)
         for i in range(len(self.tables)):
-            inside = (flat >= self.edges[i]) & (flat < self.edges[i + 1])
+            inside = cluster == i
             rows = inside.nonzero().squeeze(1)
             out = out.index_copy(0, rows, self._cluster(i, flat[rows] - self.edges[i]))
-        return out.view(*tokens.shape, self.d_model) * scale
+        embedded: Tensor = out.view(*tokens.shape, self.d_model) * scale
+        return embedded
 
     def _cluster(self, i: int, local: Tensor) -> Tensor:
-        vectors = functional.embedding(local, self.tables[i])
+        vectors: Tensor = functional.embedding(local, self.tables[i])
         if len(self.projections):
             vectors = functional.linear(vectors, self.projections[i])
         return vectors

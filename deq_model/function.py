@@ -8,7 +8,7 @@ Who belongs to whom is known to ``attend`` alone.
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +103,7 @@ class EquilibriumWeights:
     r_r_bias: Tensor
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        tensors = {
+        tensors: dict[str, Any] = {
             field.name: change(getattr(self, field.name))
             for field in dataclasses.fields(self)
             if field.name != "config"
@@ -126,7 +126,8 @@ class EquilibriumWeights:
 
     def heads(self, channels: Tensor) -> Tensor:
         """``(…, d_model)`` to ``(…, n_head, d_head)``."""
-        return channels.unflatten(-1, (self.config.n_head, self.config.d_head))
+        heads: Tensor = channels.unflatten(-1, (self.config.n_head, self.config.d_head))
+        return heads
 
     def position_table(
         self, length: int, dtype: torch.dtype, dropout: Tensor | None = None

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from deq_model.errors import ConfigError
+
 
 def frobenius_estimate(
     f_z: Tensor, z: Tensor, *, generator: torch.Generator | None = None
@@ -43,11 +45,12 @@ def spectral_radius(
         ``(B,)``.
     """
     if steps < 2:
-        raise ValueError(f"steps must be at least 2, got {steps}")
+        raise ConfigError(f"steps must be at least 2, got {steps}")
     v = torch.empty_like(f_z).normal_(generator=generator)
+    tiny = torch.finfo(v.dtype).tiny  # where Jᵀ takes v to zero it stays there: the radius is 0
     log_growth = []
     for _ in range(steps):
-        v = v / v.flatten(1).norm(dim=1)[:, None, None]
+        v = v / v.flatten(1).norm(dim=1).clamp(min=tiny)[:, None, None]
         (v,) = torch.autograd.grad(f_z, z, v, retain_graph=True)
         log_growth.append(v.flatten(1).norm(dim=1).log())
     return torch.stack(log_growth[steps // 2 :]).mean(0).exp()

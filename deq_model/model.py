@@ -12,6 +12,7 @@ from deq_model.adaptive_softmax import AdaptiveLogSoftmax
 from deq_model.attention import Span, relative_attention, span
 from deq_model.config import ModelConfig
 from deq_model.embedding import AdaptiveEmbedding
+from deq_model.errors import ConfigError
 from deq_model.function import EquilibriumParameters, EquilibriumWeights, FunctionDropout
 from deq_model.implicit import ImplicitGradient
 from deq_model.memory import Memory
@@ -156,15 +157,17 @@ class DEQLanguageModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        return self.injection.weight.device
+        device: torch.device = self.injection.weight.device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the parameters."""
-        return self.injection.weight.dtype
+        dtype: torch.dtype = self.injection.weight.dtype
+        return dtype
 
     def n_parameters(self) -> int:
-        """Trainable numbers; a tied table counts once."""
+        """Trainable numbers; what is tied, tables or projections, counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def empty_memory(self, batch: int) -> Memory:
@@ -204,7 +207,7 @@ class DEQLanguageModel(nn.Module):
             generator: source of that disturbance.
         """
         injection = self.inject(tokens)
-        f = BlockFunction(weights or self.f.fold(), memory, injection)
+        f = BlockFunction(self.f.fold() if weights is None else weights, memory, injection)
         z_init = injection.new_zeros(*tokens.shape, self.config.d_model)
         solution = _solve_rows(
             f, z_init, options, whole_block=whole_block, retries=retries, generator=generator
@@ -242,14 +245,14 @@ class DEQLanguageModel(nn.Module):
             matmul_dtype: of the matrix products of f; None for the parameters'.
             generator: source of the dropout masks.
         """
-        masks = self._draw_masks(*tokens.shape, memory.length, generator)
+        masks = self._draw_masks(tokens, memory.length, generator)
         injection, weights = self._prepare(tokens, masks, matmul_dtype)
         function_masks = None if masks is None else masks.function
         with torch.no_grad():
             fixed = BlockFunction(weights.detach(), memory, injection.detach(), function_masks)
             z_init = injection.new_zeros(*tokens.shape, self.config.d_model)
             solution = _solve_rows(fixed, z_init, forward, whole_block=whole_block)
-        z = solution.z_star.requires_grad_()
+        z = solution.z_star.detach().requires_grad_()  # a leaf, beside the solution's own tensor
         f_z = BlockFunction(weights, memory, injection, function_masks)(z)
         gradient = ImplicitGradient(z, backward)
         hidden = gradient.attach(f_z)
@@ -274,8 +277,19 @@ class DEQLanguageModel(nn.Module):
         matmul_dtype: torch.dtype | None = None,
         generator: torch.Generator | None = None,
     ) -> UnrolledResult:
-        """A block of ``depth`` ≥ 1 plain applications of f from zeros, with ordinary gradients."""
-        masks = self._draw_masks(*tokens.shape, memory.length, generator)
+        """A block of plain applications of f from zeros, with ordinary gradients.
+
+        Args:
+            tokens: ``(B, L)`` int64.
+            targets: ``(B, L)`` int64.
+            memory: of the blocks before; the gradient ends there.
+            depth: applications of f, at least 1.
+            matmul_dtype: of the matrix products of f; None for the parameters'.
+            generator: source of the dropout masks.
+        """
+        if depth < 1:
+            raise ConfigError(f"depth must be at least 1, got {depth}")
+        masks = self._draw_masks(tokens, memory.length, generator)
         injection, weights = self._prepare(tokens, masks, matmul_dtype)
         f = BlockFunction(weights, memory, injection, None if masks is None else masks.function)
         z = injection.new_zeros(*tokens.shape, self.config.d_model, requires_grad=True)
@@ -303,9 +317,11 @@ class DEQLanguageModel(nn.Module):
         return self.injection(embedded), weights
 
     def _draw_masks(
-        self, batch: int, length: int, mem_len: int, generator: torch.Generator | None
+        self, tokens: Tensor, mem_len: int, generator: torch.Generator | None
     ) -> _Masks | None:
+        """The masks of a block of ``(B, L)`` tokens; None where nothing is dropped."""
         config = self.config
+        batch, length = tokens.shape
         if not self.training or (config.dropout == 0 and config.dropatt == 0):
             return None
 

@@ -32,4 +32,5 @@ class WeightNormLinear(nn.Module):
         """The weight, ``(out_features, in_features)``, differentiable in its parts."""
         if self.weight_g is None:
             return self.weight_v
-        return self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True))
+        length: Tensor = self.weight_v.norm(dim=1, keepdim=True)
+        return self.weight_v * (self.weight_g / length)

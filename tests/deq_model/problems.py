@@ -3,8 +3,11 @@
 from collections.abc import Callable
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
+from deq_model.config import ModelConfig
+from deq_model.model import DEQLanguageModel
 from deq_model.solvers.options import Method
 from deq_model.solvers.rows import RowSolver
 
@@ -70,3 +73,42 @@ def block_triangular(seed: int, length: int, dim: int) -> Callable[[Tensor], Ten
         return torch.tanh(torch.einsum("ide,bie->bid", own, z) + mixed + bias)
 
     return f
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> ModelConfig:
+    """Small architectures of every variant: clusters, widths, ties, norms."""
+    n_token = draw(st.integers(2, 30))
+    cutoffs = tuple(sorted(draw(st.sets(st.integers(1, n_token - 1), max_size=3))))
+    div_val = draw(st.integers(1, 2))
+    d_head = draw(st.sampled_from([2, 4]))
+    n_head = draw(st.integers(1, 3))
+    ties = st.lists(st.booleans(), min_size=len(cutoffs) + 1, max_size=len(cutoffs) + 1)
+    return ModelConfig(
+        n_token=n_token,
+        d_model=n_head * d_head,
+        n_head=n_head,
+        d_head=d_head,
+        d_inner=draw(st.integers(1, 12)),
+        d_embed=draw(st.sampled_from([0, 8, 11])),
+        cutoffs=cutoffs if div_val == 1 or n_head * d_head >= 8 else cutoffs[:1],
+        div_val=div_val,
+        tgt_len=draw(st.integers(1, 6)),
+        mem_len=draw(st.integers(0, 8)),
+        local_size=draw(st.integers(0, 5)),
+        pre_lnorm=draw(st.booleans()),
+        dropout=draw(st.sampled_from([0.0, 0.1])),
+        tie_weights=draw(st.booleans()),
+        tie_projs=tuple(draw(ties)) if div_val == 1 or n_head * d_head >= 8 else (),
+        norm=draw(st.sampled_from(["weight_norm", "none"])),
+    )
+
+
+def random_model(config: ModelConfig, seed: int, *, std: float = 0.3) -> DEQLanguageModel:
+    """A float64 model in evaluation mode whose parameters, biases too, are N(0, std²)."""
+    model = DEQLanguageModel(config).double().eval()
+    source = generator(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, std, generator=source)
+    return model
