@@ -1,0 +1,156 @@
+"""``deqlm serve`` as a process: exit codes and messages."""
+
+import os
+import queue
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import grpc
+import pytest
+
+from server.__main__ import main
+from tests.server.calls import Stubs
+
+ROOT = Path(__file__).resolve().parents[2]
+READY = re.compile(r"serving (\S+) at (\S+), metrics (\S+)")
+
+
+class Process:
+    """A server process, and the lines that it logs."""
+
+    def __init__(self, *arguments: str) -> None:
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "proto")])}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "server", "--threads", "1", *arguments],
+            cwd=ROOT,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.lines: list[str] = []
+        self._news: queue.Queue[str | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def _read(self) -> None:
+        for line in self.process.stderr:
+            self.lines.append(line)
+            self._news.put(line)
+        self._news.put(None)
+
+    def wait_ready(self) -> re.Match[str]:
+        """The line that tells where it serves."""
+        while (line := self._news.get(timeout=100)) is not None:
+            if found := READY.search(line):
+                return found
+        raise AssertionError("it ended: " + "".join(self.lines))
+
+    def wait(self) -> int:
+        """Exit code."""
+        code = self.process.wait(timeout=100)
+        self._thread.join()
+        self.process.stderr.close()
+        return code
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_in_an_orderly_way(tiny_models, number):
+    process = Process("--model", f"tiny={tiny_models / 'words'}", "--port", "0", "--metrics-port=0")
+    try:
+        ready = process.wait_ready()
+        assert ready[1] == "tiny"
+        with grpc.insecure_channel(ready[2]) as channel:
+            assert Stubs(channel).score("the of").model == "tiny"
+    finally:
+        process.process.send_signal(number)
+    assert process.wait() == 0
+    text = "".join(process.lines)
+    assert "loaded model tiny: 3,991 parameters, float32 on cpu, in" in text
+    assert "stopped" in text
+    assert "Traceback" not in text
+
+
+def run(capsys, *arguments):
+    code = main([str(argument) for argument in arguments], "deqlm serve")
+    return code, capsys.readouterr().err
+
+
+@pytest.fixture
+def broken(tmp_path, tiny_models):
+    """A copy of a checkpoint, to be broken."""
+    for file in (tiny_models / "words").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+PORTS = ("--port", 0, "--metrics-port", -1, "--log-level", "error")
+
+
+def test_a_missing_checkpoint(capsys, tmp_path):
+    code, told = run(capsys, "--model", f"a={tmp_path / 'no'}", *PORTS)
+    assert code == 1
+    assert told == f"deqlm serve: model a must be a checkpoint folder, got {tmp_path / 'no'}\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "problem"),
+    [("model.safetensors", "model.safetensors"), ("config.json", "config.json")],
+)
+@pytest.mark.parametrize("how", ["truncated", "missing"])
+def test_a_damaged_checkpoint(capsys, broken, file, problem, how):
+    path = broken / file
+    if how == "truncated":
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        path.unlink()
+    code, told = run(capsys, "--model", f"a={broken}", *PORTS)
+    assert code == 1
+    assert told.startswith("deqlm serve: ")
+    assert problem in told
+    assert told.count("\n") == 1, "one line"
+
+
+def test_a_checkpoint_without_tokenizer(capsys, broken):
+    (broken / "vocab.txt").unlink()
+    code, told = run(capsys, "--model", f"a={broken}", *PORTS)
+    assert (code, told) == (
+        1,
+        f"deqlm serve: checkpoint {broken} has no vocab.txt or tokenizer.model\n",
+    )
+
+
+def test_a_vocabulary_of_the_wrong_size(capsys, broken):
+    with (broken / "vocab.txt").open("a") as file:
+        file.write("zebra\n")
+    code, told = run(capsys, "--model", f"a={broken}", *PORTS)
+    assert code == 1
+    assert "vocabulary has 23 entries, config n_token is 22" in told
+
+
+def test_a_port_in_use(capsys, tiny_models):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, told = run(
+            capsys, "--model", f"a={tiny_models / 'words'}", *PORTS[2:], "--port", port
+        )
+    assert code == 1
+    assert f"cannot listen on 127.0.0.1:{port}: the port is in use" in told
+    assert told.count("\n") == 1
+
+
+def test_an_impossible_value(capsys):
+    assert run(capsys, "--window", 0) == (
+        2,
+        "deqlm serve: window must be at least 1, got 0\n",
+    )
+
+
+def test_a_device_that_is_not_there(capsys, tiny_models):
+    code, told = run(capsys, "--model", f"a={tiny_models / 'words'}", *PORTS, "--device", "cuda:99")
+    assert code == 1
+    assert "device must be one of this machine's" in told
