@@ -1,0 +1,1 @@
+"""Training, evaluation and conversion of deep-equilibrium language models."""

@@ -1,0 +1,110 @@
+"""The commands ``deqlm train`` and ``deqlm eval``."""
+
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from training.flags import parse
+from training.options import EvalRun, TrainOptions
+
+EXIT_OK = 0
+EXIT_FAILURE = 1
+EXIT_STOPPED = 130
+
+
+def parse_train(argv: list[str], prog: str) -> TrainOptions:
+    """Options of a run from flags and ``--config FILE``; bad ones end the process with 2."""
+    made = parse(
+        argv, prog=prog, description="Train a model on a text file.", groups=TrainOptions.groups()
+    )
+    return TrainOptions(**made)
+
+
+def parse_eval(argv: list[str], prog: str) -> EvalRun:
+    """Options of an evaluation, likewise."""
+    description = "Perplexity of a checkpoint on a text file."
+    run: EvalRun = parse(argv, prog=prog, description=description, groups={"": EvalRun})[""]
+    return run
+
+
+def train_main(argv: list[str], prog: str) -> int:
+    """Trains; returns the exit code."""
+    options = parse_train(argv, prog)
+    return _reported(prog, lambda: _train(options))
+
+
+def eval_main(argv: list[str], prog: str) -> int:
+    """Prints a checkpoint's perplexity; returns the exit code."""
+    run = parse_eval(argv, prog)
+    return _reported(prog, lambda: _eval(run))
+
+
+def _eval(run: EvalRun) -> int:
+    from training.scoring import score_file
+
+    report = score_file(run)
+    if run.json:
+        sys.stdout.write(json.dumps(report) + "\n")
+    else:
+        width = max(map(len, report))
+        lines = [f"{name:<{width}}  {value}" for name, value in report.items()]
+        sys.stdout.write("\n".join(lines) + "\n")
+    return EXIT_OK
+
+
+def _train(options: TrainOptions) -> int:
+    import torch
+
+    from training.trainer import Trainer
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if options.run.threads:
+        torch.set_num_threads(options.run.threads)
+    trainer = Trainer(options)
+    with _stopping(trainer.stop):
+        summary = trainer.run()
+    log = logging.getLogger(__name__)
+    log.info(
+        "%d steps in %.0f s, best validation loss %.4f, model in %s",
+        summary.step,
+        summary.seconds,
+        summary.best_nll,
+        summary.model,
+    )
+    return EXIT_OK if summary.finished else EXIT_STOPPED
+
+
+@contextmanager
+def _stopping(stop: Callable[[], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM end the run after its step; a second one ends it at once."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop()
+        signal.signal(number, before[number])
+
+    before: dict[int, Any] = {
+        number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _reported(prog: str, command: Callable[[], int]) -> int:
+    """Runs a command; what it raises on purpose becomes one line on standard error."""
+    from deq_model.errors import DeqModelError
+    from deq_model.tokenizers.errors import TokenizerError
+    from training.errors import TrainingError
+
+    try:
+        return command()
+    except (DeqModelError, TokenizerError, TrainingError) as error:
+        sys.stderr.write(f"{prog}: {error}\n")
+        return EXIT_FAILURE
