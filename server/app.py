@@ -209,6 +209,8 @@ class Server:
 
     async def _load_all(self) -> None:
         for source in self._sources:
+            if self._registry.is_closed:
+                return
             observer = self.metrics.observer(source.name)
             engine = await asyncio.to_thread(self._load, source, self.config, observer)
             self._engines.append(engine)

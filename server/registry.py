@@ -16,12 +16,13 @@ class Registry:
         """Tell the models that will be there, the default one first."""
         self._names = tuple(names)
         self._engines: dict[str, EnginePort] = {}
-        self._is_stopping = False
+        self.is_closed = False
+        """Whether the server is shutting down."""
 
     @property
     def is_ready(self) -> bool:
         """Whether calls are taken."""
-        return len(self._engines) == len(self._names) and not self._is_stopping
+        return len(self._engines) == len(self._names) and not self.is_closed
 
     def open(self, engines: Sequence[EnginePort]) -> None:
         """Take calls from now on: the engines are warm, one for every name."""
@@ -29,11 +30,11 @@ class Registry:
 
     def close(self) -> None:
         """Take no more calls."""
-        self._is_stopping = True
+        self.is_closed = True
 
     def engines(self) -> list[EnginePort]:
         """All, the default one first. Raises NotReady, EngineStopped."""
-        if self._is_stopping:
+        if self.is_closed:
             raise EngineStopped("the server is shutting down")
         if not self.is_ready:
             raise NotReady()
