@@ -3,6 +3,7 @@
 Letters: N rows of the call, R sequences, W the widest window, D ``d_model``.
 """
 
+from collections import Counter
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -48,11 +49,11 @@ class PackedAttention:
         """Lays out the rows of ``sequences``, in order; ``positions`` is the table R(δ)."""
         self._weights, self._positions = weights, positions
         config, device = weights.config, positions.device
-        width = max(len(sequence.rows) for sequence in sequences)
+        width = max(len(sequence.active) for sequence in sequences)
         grid, query_position, first = [], [], []
         row = 0
         for sequence in sequences:
-            count, begin = len(sequence.rows), sequence.start + sequence.accepted
+            count, begin = len(sequence.active), sequence.start + sequence.accepted
             grid.append([row + i if i < count else -1 for i in range(width)])
             at = [begin + i if i < count else _FAR + i for i in range(width)]
             query_position.append(at)
@@ -141,9 +142,9 @@ class Batch:
             The accepted tokens, each sequence's in order.
         """
         sequences = [s for s in scheduler.running if s.rows]
-        row_ids = [row for sequence in sequences for row in sequence.rows]
+        row_ids = [row for sequence in sequences for row in sequence.active]
         rows = torch.tensor(row_ids, device=self._injection.device)
-        head = [i == 0 for sequence in sequences for i in range(len(sequence.rows))]
+        head = [i == 0 for sequence in sequences for i in range(len(sequence.active))]
         z = self._solver.propose(rows)
         attend = PackedAttention(self._weights, self._slab, self._positions, sequences)
         f_z = self._weights(z, self._injection[rows], attend)
@@ -154,10 +155,14 @@ class Batch:
         verdicts: list[_Verdict] = []
         at = 0
         for sequence in sequences:
-            count = len(sequence.rows)
+            count = len(sequence.active)
             verdicts += self._judge(sequence, options[sequence], residual[at : at + count], at)
             at += count
-        return self._store(scheduler, z, verdicts)
+        accepted = self._store(z, verdicts)
+        done = Counter(token.sequence for token in accepted)
+        for sequence in sequences:
+            scheduler.accept(sequence, done[sequence])
+        return accepted
 
     def _judge(
         self, sequence: Sequence, solve: Solve, residual: list[float], offset: int
@@ -170,7 +175,7 @@ class Batch:
         """
         verdicts: list[_Verdict] = []
         measured = True
-        for i, row in enumerate(sequence.rows):
+        for i, row in enumerate(sequence.active):
             converged = measured and residual[i] <= solve.tol
             if not converged and self._nfe[row] < solve.max_nfe:
                 break
@@ -180,7 +185,7 @@ class Batch:
             measured = measured and converged
         return verdicts
 
-    def _store(self, scheduler: Scheduler, z: Tensor, verdicts: list["_Verdict"]) -> list[Accepted]:
+    def _store(self, z: Tensor, verdicts: list["_Verdict"]) -> list[Accepted]:
         if not verdicts:
             return []
         device = z.device
@@ -205,7 +210,6 @@ class Batch:
         accepted = []
         for i, verdict in enumerate(verdicts):
             self._slab.advance(verdict.sequence.slot, positions[i] + 1, solved[i])
-            scheduler.accept(verdict.sequence, 1)
             accepted.append(Accepted(verdict.sequence, verdict.index, z_star[i], solved[i]))
         return accepted
 

@@ -6,6 +6,7 @@ call of f at most.
 """
 
 import logging
+import queue
 import threading
 import time
 from collections import deque
@@ -28,7 +29,7 @@ from server.engine.scheduler import Scheduler
 from server.engine.sessions import SessionTable
 from server.engine.slab import Slab
 from server.engine.slots import SlotPool
-from server.engine.types import EngineLimits, EngineSnapshot, Job, ScoreJob
+from server.engine.types import EngineLimits, EngineSnapshot, Event, Failed, Job, ScoreJob
 from server.engine.work import Work
 
 log = logging.getLogger(__name__)
@@ -118,18 +119,20 @@ class Engine:
         return self._thread.is_alive()
 
     def start(self) -> None:
-        """Starts the thread, solves a first text to warm up, then takes jobs."""
+        """Starts the thread, solves a first text to warm up, then takes jobs.
+
+        Raises:
+            EngineError: that text could not be solved.
+        """
         self._accepting = True
         self._thread.start()
-        done = threading.Event()
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         tokens = tuple(i % self.config.n_token for i in range(2 * self.limits.window))
-        warm_up = ScoreJob(
-            job_id="warm-up",
-            tokens=tokens,
-            sink=lambda event: done.set(),
-        )
-        self.submit(warm_up)
-        done.wait()
+        self.submit(ScoreJob(job_id="warm-up", tokens=tokens, sink=events.put))
+        event = events.get()
+        if isinstance(event, Failed):
+            self.stop(grace_s=0)
+            raise event.error
         if self._observer is not None:
             self._runner.observer = self._observer
         self._ready.set()

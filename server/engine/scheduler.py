@@ -8,6 +8,9 @@ accepted in order.
 from collections import deque
 from dataclasses import dataclass, field
 
+STALL_CALLS = 16
+"""A sequence with no token accepted in this many calls goes on with its first one alone."""
+
 
 @dataclass(slots=True, eq=False)
 class Sequence:
@@ -19,6 +22,7 @@ class Sequence:
         inputs: tokens to solve; a generation appends to it.
         accepted: how many of them are done.
         rows: solver rows of the tokens in the window, ``inputs[accepted : accepted + len(rows)]``.
+        stalled_calls: calls of f since a token of it was last accepted.
     """
 
     slot: int
@@ -26,6 +30,17 @@ class Sequence:
     inputs: list[int]
     accepted: int = 0
     rows: deque[int] = field(default_factory=deque)
+    stalled_calls: int = 0
+
+    @property
+    def active(self) -> list[int]:
+        """Rows that take part in the next call.
+
+        While the first token stalls, calls on later ones are wasted: they would only spend their
+        budget on a history that is still wrong. So they rest, and keep what they have learned.
+        """
+        rows = list(self.rows)
+        return rows[:1] if self.stalled_calls >= STALL_CALLS else rows
 
     @property
     def entered(self) -> int:
@@ -91,7 +106,7 @@ class Scheduler:
     @property
     def active_rows(self) -> int:
         """Rows of the next call, before new ones enter."""
-        return sum(len(sequence.rows) for sequence in self._running)
+        return sum(len(sequence.active) for sequence in self._running)
 
     def add(self, sequence: Sequence) -> None:
         """Lets a sequence run; there must be room."""
@@ -131,8 +146,9 @@ class Scheduler:
         return entry
 
     def accept(self, sequence: Sequence, count: int) -> None:
-        """The first ``count`` tokens of the window are done and leave it."""
+        """After a call of f: the first ``count`` tokens of the window are done and leave it."""
         assert count <= len(sequence.rows), "more tokens accepted than are in the window"
         for _ in range(count):
             self._free_rows.append(sequence.rows.popleft())
         sequence.accepted += count
+        sequence.stalled_calls = 0 if count else sequence.stalled_calls + 1

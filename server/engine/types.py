@@ -382,7 +382,7 @@ class EngineLimits:
     max_queue: int = 256
     max_queue_tokens: int = 1_000_000
     max_sessions: int = 256
-    window: int = 32
+    window: int = 16
 
 
 @dataclass(frozen=True, slots=True)

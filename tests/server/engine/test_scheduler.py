@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.engine.scheduler import Scheduler, Sequence
+from server.engine.scheduler import STALL_CALLS, Scheduler, Sequence
 
 
 def sequence(length: int) -> Sequence:
@@ -81,3 +81,18 @@ def test_impossible_sizes(rows: int, running: int) -> None:
         Scheduler(max_batch_tokens=rows, max_running=running, window=1)
     with pytest.raises(ValueError, match="window must be at least 1, got 0"):
         Scheduler(max_batch_tokens=3, max_running=3, window=0)
+
+
+def test_behind_a_stalled_token_the_others_rest() -> None:
+    scheduler = Scheduler(max_batch_tokens=8, max_running=1, window=4)
+    s = sequence(9)
+    scheduler.add(s)
+    scheduler.enter()
+    for _ in range(STALL_CALLS):
+        assert len(s.active) == scheduler.active_rows == 4
+        scheduler.accept(s, 0)
+    assert s.active == [s.rows[0]]
+    assert scheduler.active_rows == 1
+    scheduler.accept(s, 1)
+    scheduler.enter()
+    assert len(s.active) == 4
