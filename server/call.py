@@ -74,13 +74,12 @@ class Call:
 
     def check_deadline(self) -> None:
         """Raises DeadlineExceeded if it has passed."""
-        if self.is_late:
+        if self.is_late():
             raise DeadlineExceeded("the deadline passed before the call began")
 
-    @property
-    def is_late(self) -> bool:
-        """Whether the deadline has passed."""
-        return self.deadline is not None and time.monotonic() >= self.deadline
+    def is_late(self, *, within_s: float = 0.0) -> bool:
+        """Whether the deadline has passed, or will ``within_s``."""
+        return self.deadline is not None and time.monotonic() + within_s >= self.deadline
 
     def next_job_id(self) -> str:
         """An id for one more job of this call."""

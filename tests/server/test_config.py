@@ -1,11 +1,16 @@
 """Flags, environment and file make one checked configuration."""
 
 import dataclasses
+import inspect
+import re
+from pathlib import Path
 
 import pytest
 
 from server.config import RequestLimits, ServerConfig, ServerConfigError
 from server.options import parse_config
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "server.md"
 
 
 @pytest.fixture
@@ -128,3 +133,12 @@ def test_the_parts_take_their_fields():
     assert isinstance(config.request_limits, RequestLimits)
     assert config.request_limits.max_top_k == 3
     assert (config.default_solve.max_nfe, config.default_solve.policy) == (9, "error")
+
+
+def test_every_option_is_documented_with_its_default():
+    text = DOCUMENT.read_text(encoding="utf-8")
+    described = dict(re.findall(r"^\s+(\w+): (.+)\.$", inspect.getdoc(ServerConfig), re.MULTILINE))
+    for field in dataclasses.fields(ServerConfig):
+        default = str(field.default).lower() if field.type is bool else str(field.default)
+        shown = "–" if field.default == () else f"`{default}`"
+        assert f"| `{field.name}` | {shown} | {described[field.name]} |" in text
