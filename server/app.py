@@ -47,6 +47,10 @@ SERVICES = tuple(
 _LAST_WORDS_S = 1.0
 """What calls get to tell their clients how they ended."""
 
+_KEEPALIVE_MS = 30_000
+_LOOK_S = 1.0
+"""How often the engines are looked after."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -77,6 +81,7 @@ class Server:
         self._engines: list[EnginePort] = []
         self._endpoint: MetricsEndpoint | None = None
         self._loading: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         """Start, and wait until the models are loaded."""
@@ -100,7 +105,7 @@ class Server:
     @property
     def address(self) -> str:
         """Where it answers calls, as host:port."""
-        return f"{self.config.host}:{self.port}"
+        return _join(self.config.host, self.port)
 
     async def start(self) -> None:
         """Answer health checks from now on, and load the models meanwhile.
@@ -141,6 +146,8 @@ class Server:
         self._registry.close()
         if self._loading is not None:
             await asyncio.wait({self._loading})
+        if self._watching is not None:
+            self._watching.cancel()
         await self._guard.wait_idle(max(0.0, deadline - time.monotonic()))
         self._scoring.streams.expire()
         await asyncio.gather(
@@ -159,6 +166,9 @@ class Server:
             options=[
                 ("grpc.max_receive_message_length", size),
                 ("grpc.max_send_message_length", -1),
+                # A client whose machine is gone sends no end: ask, and give its session back.
+                ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+                ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS // 2),
                 # Two servers on one port would each get some of the calls.
                 ("grpc.so_reuseport", 0),
             ],
@@ -185,7 +195,7 @@ class Server:
         return server
 
     def _bind(self) -> int:
-        address = f"{self.config.host}:{self.config.port}"
+        address = _join(self.config.host, self.config.port)
         try:
             return self._server.add_insecure_port(address)
         except RuntimeError as error:
@@ -217,6 +227,19 @@ class Server:
             self.metrics.add_engine(engine)
         self._registry.open(self._engines)
         await self._health.set_ready()
+        self._watching = asyncio.create_task(self._watch_engines())
+
+    async def _watch_engines(self) -> None:
+        """Tell by health when an engine's thread has ended, which only a defect can do."""
+        while all(engine.alive for engine in self._engines):
+            await asyncio.sleep(_LOOK_S)
+        _log.error("an engine's thread is gone: the server is not healthy any more")
+        await self._health.set_stopping()
+
+
+def _join(host: str, port: int) -> str:
+    """Host and port as one name; the colons of IPv6 need brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _version() -> str:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from server.engine.errors import DeadlineExceeded
+from server.engine.errors import DeadlineExceeded, EngineFailed
 from server.engine.types import (
     TERMINAL,
     Event,
@@ -127,7 +127,14 @@ class Events:
 
 @contextmanager
 def submitted(engine: EnginePort, job: ScoreJob | GenerateJob, events: Events) -> Iterator[Events]:
-    """A job that is in the engine for as long as its caller is interested in it."""
+    """A job that is in the engine for as long as its caller is interested in it.
+
+    Raises:
+        QueueFull, EngineStopped: the engine does not take it.
+        EngineFailed: the engine's thread is gone, so that nothing would ever come of it.
+    """
+    if not engine.alive:
+        raise EngineFailed(f"the thread of model {engine.name!r} is gone")
     engine.submit(job)
     try:
         yield events

@@ -25,8 +25,23 @@ RETRY_BUSY_S = 0.2
 RETRY_UNAVAILABLE_S = 1.0
 """When to look again for a server that is loading or going away."""
 
+# A status travels in HTTP/2 trailers, of which clients take 8 KiB: the message once with a byte in
+# three characters at worst, and all of it once more in base 64. Lengths are in bytes of UTF-8.
+_MOST_VIOLATIONS = 8
+_LONGEST_DETAIL = 200
+_LONGEST_MESSAGE = 900
+
 Violation = tuple[str, str]
 """A field's path in the request, and what is wrong: field, bound and value."""
+
+
+def clip(text: str, longest: int = _LONGEST_DETAIL) -> str:
+    """The text, its middle left out if it is long: values in it may be of any length."""
+    data = text.encode("utf-8", errors="replace")
+    if len(data) <= longest:
+        return text
+    begin, end = data[: longest // 2], data[-longest // 2 :]
+    return f"{begin.decode('utf-8', 'ignore')} … {end.decode('utf-8', 'ignore')}"
 
 
 class EdgeError(Exception):
@@ -37,12 +52,15 @@ class InvalidFields(EdgeError):
     """Fields of a request are out of bounds.
 
     Attributes:
-        violations: at least one.
+        violations: at least one; those that are told.
     """
 
     def __init__(self, violations: Sequence[Violation]) -> None:
-        super().__init__("; ".join(message for _, message in violations))
-        self.violations = tuple(violations)
+        shown = tuple(violations[:_MOST_VIOLATIONS])
+        rest = len(violations) - len(shown)
+        messages = [clip(message) for _, message in shown]
+        super().__init__("; ".join([*messages, f"and {rest} more"] if rest else messages))
+        self.violations = shown
 
 
 class UnknownText(EdgeError):
@@ -96,7 +114,7 @@ def _bad_request(error: Any) -> list[Any]:
     return [
         error_details_pb2.BadRequest(
             field_violations=[
-                error_details_pb2.BadRequest.FieldViolation(field=field, description=message)
+                error_details_pb2.BadRequest.FieldViolation(field=field, description=clip(message))
                 for field, message in violations
             ]
         )
@@ -113,7 +131,7 @@ def _missing_model(error: ModelNotFound) -> list[Any]:
 
 def _resource(kind: str, name: str, message: str) -> Any:
     return error_details_pb2.ResourceInfo(
-        resource_type=f"deqlm.v1.{kind}", resource_name=name, description=message
+        resource_type=f"deqlm.v1.{kind}", resource_name=clip(name), description=clip(message)
     )
 
 
@@ -169,7 +187,11 @@ def to_status(error: Exception, *, request_id: str) -> status_pb2.Status:
     """The status to end a call with; a defect tells no more than where the log has it."""
     rule = rule_for(error)
     is_defect = rule.code is _Code.INTERNAL
-    message = f"internal error, logged as request {request_id}" if is_defect else str(error)
+    message = (
+        f"internal error, logged as request {request_id}"
+        if is_defect
+        else clip(str(error), _LONGEST_MESSAGE)
+    )
     info = error_details_pb2.ErrorInfo(
         reason=rule.reason, domain=DOMAIN, metadata={"request_id": request_id}
     )

@@ -20,7 +20,7 @@ _MEASURED = frozenset({"Score", "ScoreStream", "Generate"})
 _Code = grpc.StatusCode
 _ABORTED = frozenset({_Code.CANCELLED, _Code.DEADLINE_EXCEEDED})
 _CLOCK_SKEW_S = 0.1
-"""A client counts its deadline from before the call was on its way: it gives up a little earlier."""
+"""A client counts its deadline from before the call was on its way: it gives up a bit earlier."""
 
 _log = logging.getLogger(__name__)
 

@@ -99,6 +99,22 @@ def test_every_violation_is_told(stubs):
     assert told.fields == ("input.text", "top_k", "solver.tol", "solver.max_nfe")
 
 
+def test_long_values_and_many_violations_are_cut_short(stubs):
+    """A status that does not fit into a client's limit of headers would never reach it."""
+    told = fails(lambda: stubs.score(candidates=[common_pb2.Input()] * 256))
+    assert len(told.fields) == 8
+    assert told.message.endswith("; and 248 more")
+    long = "☃" * 100_000
+    for call, code in (
+        (lambda: stubs.score("It", model=long), "NOT_FOUND"),
+        (lambda: stubs.score("It", session_id=long), "NOT_FOUND"),
+        (lambda: stubs.list(page_token=long), "INVALID_ARGUMENT"),
+    ):
+        told = fails(call)
+        assert told.code == code
+        assert " … " in told.message
+
+
 Sampling, Stop = generation_pb2.SamplingOptions, generation_pb2.StopOptions
 GENERATIONS = [
     ({"prompt": to_input("")}, "prompt.text", "must be non-empty text, got ''"),

@@ -4,6 +4,8 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from deq_model.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from deqlm.v1 import generation_pb2
@@ -183,3 +185,31 @@ def test_a_repetition_penalty_makes_repetition_rare(stubs):
     options["sampling"] = Sampling(seed=1, top_k=3)
     free = Result(stubs.generate(request(**options)))
     assert len(set(punished.ids)) > len(set(free.ids))
+
+
+@settings(max_examples=25)
+@given(
+    temperature=st.floats(0, 1e308),
+    top_k=st.none() | st.integers(1, 2**32 - 1),
+    top_p=st.floats(0, 1, exclude_min=True),
+    min_p=st.floats(0, 1),
+    penalty=st.floats(0, 1e308, exclude_min=True),
+    min_tokens=st.integers(0, 3),
+)
+@example(temperature=5e-324, top_k=None, top_p=1, min_p=0, penalty=5e-324, min_tokens=0)
+@example(temperature=1e308, top_k=None, top_p=5e-324, min_p=1, penalty=1e308, min_tokens=3)
+def test_every_allowed_sampling_draws(
+    live_server, temperature, top_k, top_p, min_p, penalty, min_tokens
+):
+    sampling = Sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=penalty,
+        seed=1,
+    )
+    stop = Stop(max_tokens=3, min_tokens=min_tokens)
+    call = request(sampling=sampling, stop=stop, model="words", solver=None, prompt="the of")
+    result = Result(Stubs(live_server.channel).generate(call))
+    assert min_tokens <= len(result.ids) <= 3

@@ -66,6 +66,14 @@ class TestHealth:
         assert next(changes).status == SERVING
         assert Stubs(server.channel).score("It").position == 1
 
+    def test_an_engine_whose_thread_is_gone(self, make_server):
+        server = make_server()
+        changes = watch(server.channel, SERVICES[0])
+        assert next(changes).status == SERVING
+        server.engine("words").stop(grace_s=0)
+        assert next(changes).status == NOT_SERVING
+        assert fails(lambda: Stubs(server.channel).score("the", model="words")).code == "INTERNAL"
+
 
 def test_reflection_lists_and_describes_the_services(live_server):
     database = ProtoReflectionDescriptorDatabase(live_server.channel)

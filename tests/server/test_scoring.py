@@ -137,6 +137,15 @@ def test_candidates_do_not_change_the_session(stubs, session):
         stubs.delete(fork)
 
 
+def test_candidates_alone_are_scored_each_by_itself(stubs, whole):
+    answer = stubs.score(candidates=[to_input(TEXT), to_input("It was")], solver=TIGHT)
+    assert (answer.position, answer.call.perplexity) == (0, 1)
+    assert logprobs(answer.candidates[0].tokens) == pytest.approx(
+        logprobs(whole.tokens), abs=TOLERANCE
+    )
+    assert answer.candidates[1].totals.scored_tokens == 2
+
+
 def test_answers_do_not_depend_on_who_else_asks(live_server, whole):
     stubs = Stubs(live_server.channel)
     texts = [TEXT, TEXT[7:], TEXT[20:50], "Rain."] * 3
