@@ -1,0 +1,219 @@
+"""Runs: they learn, stop, resume to the same numbers, and say when they cannot go on."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deq_model.checkpoint import load_checkpoint
+from training.errors import DataError, DivergedError, ResumeError
+from training.state import newest_state
+from training.step import Stepper
+from training.trainer import Trainer
+
+from .runs import tiny, write_texts
+
+
+@pytest.fixture(autouse=True)
+def texts(tmp_path: Path) -> None:
+    write_texts(tmp_path)
+
+
+def log_of(out: Path, event: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == event]
+
+
+def losses(out: Path) -> list[float]:
+    return [line["loss"] for line in log_of(out, "step")]
+
+
+def test_a_run_learns_and_leaves_its_best_model(tmp_path: Path) -> None:
+    summary = Trainer(tiny(tmp_path, optimiser={"max_steps": 60})).run()
+    assert summary.finished
+    assert summary.step == 60
+    out = tmp_path / "out"
+    series = losses(out)
+    assert len(series) == 60
+    assert series[0] == pytest.approx(math.log(12), rel=0.1)
+    assert sum(series[-5:]) < 0.85 * sum(series[:5])
+    assert summary.best_nll == min(line["mean_nll"] for line in log_of(out, "valid"))
+    assert summary.model is not None
+    loaded = load_checkpoint(summary.model, device="cpu")
+    assert loaded.tokenizer is not None
+    assert loaded.config.tgt_len == 8
+    assert "Validation perplexity per token" in (summary.model / "README.md").read_text()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_resuming_gives_the_same_numbers(tmp_path: Path, dropout: float) -> None:
+    change = {"model": {"dropout": dropout, "dropatt": dropout}}
+    straight = Trainer(tiny(tmp_path, out="straight", **change))
+    straight.run()
+    first = Trainer(tiny(tmp_path, out="cut", **change)).run(max_steps=10)
+    assert not first.finished
+    again = Trainer(tiny(tmp_path, out="cut", run={"resume": True}, **change))
+    summary = again.run()
+    assert summary.finished
+    assert losses(tmp_path / "cut") == losses(tmp_path / "straight")
+    for name, parameter in straight.model.named_parameters():
+        assert torch.equal(parameter, again.model.get_parameter(name)), name
+
+
+def test_resume_without_a_state_begins(tmp_path: Path) -> None:
+    summary = Trainer(tiny(tmp_path, run={"resume": True})).run(max_steps=2)
+    assert summary.step == 2
+
+
+def test_the_epoch_begins_again_without_memory(tmp_path: Path) -> None:
+    trainer = Trainer(tiny(tmp_path))
+    per_epoch = math.ceil(trainer._streams.length / 8)
+    lengths = []
+    for _ in range(per_epoch + 1):
+        trainer._one_step()
+        lengths.append(trainer._memory.length)
+    assert lengths[per_epoch - 2] == 8
+    assert trainer._epoch == 1
+    assert trainer._position == 8
+    trainer._position = trainer._streams.length
+    trainer._memory = trainer.model.empty_memory(4)
+    trainer._one_step()
+    assert trainer._epoch == 2
+
+
+def test_stop_ends_the_run_with_its_state_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(tiny(tmp_path))
+    one_step = trainer._one_step
+
+    def step_and_stop() -> Any:
+        report = one_step()
+        if trainer._step == 7:
+            trainer.stop()
+        return report
+
+    monkeypatch.setattr(trainer, "_one_step", step_and_stop)
+    summary = trainer.run()
+    assert (summary.finished, summary.step) == (False, 7)
+    newest = newest_state(tmp_path / "out" / "checkpoints")
+    assert newest is not None
+    assert newest.name == "step-00000007.pt"
+
+
+def test_old_states_are_deleted(tmp_path: Path) -> None:
+    Trainer(tiny(tmp_path, run={"save_every": 2, "keep": 3})).run(max_steps=10)
+    names = sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir())
+    assert names == ["step-00000006.pt", "step-00000008.pt", "step-00000010.pt"]
+
+
+def test_pretraining_ends_when_it_should(tmp_path: Path) -> None:
+    Trainer(tiny(tmp_path, recipe={"pretrain_steps": 3, "pretrain_depth": 2})).run(max_steps=5)
+    steps = log_of(tmp_path / "out", "step")
+    assert [line["nfe_forward"] == 2 for line in steps] == [True] * 3 + [False] * 2
+    assert [line["nfe_backward"] > 0 for line in steps] == [False] * 3 + [True] * 2
+
+
+@pytest.mark.parametrize(("freq", "count"), [(0.0, 0), (1.0, 6)])
+def test_the_jacobian_is_estimated_as_often_as_asked(
+    tmp_path: Path, freq: float, count: int
+) -> None:
+    Trainer(tiny(tmp_path, recipe={"jac_loss_freq": freq})).run(max_steps=6)
+    found = [line["jac_loss"] for line in log_of(tmp_path / "out", "step")]
+    assert sum(value is not None for value in found) == count
+
+
+def test_the_jacobian_term_makes_it_smaller(tmp_path: Path) -> None:
+    sizes = []
+    for weight in (1e-6, 3.0):
+        recipe = {"jac_loss_weight": weight, "jac_loss_freq": 1.0, "pretrain_steps": 0}
+        out = f"weight-{weight}"
+        Trainer(tiny(tmp_path, out=out, recipe=recipe, optimiser={"max_steps": 40})).run()
+        sizes.append(log_of(tmp_path / out, "step")[-1]["jac_loss"])
+    assert sizes[1] < 0.5 * sizes[0]
+
+
+def test_bfloat16_products_change_little(tmp_path: Path) -> None:
+    first = []
+    for dtype in ("float32", "bfloat16"):
+        recipe = {"matmul_dtype": dtype, "pretrain_steps": 0}
+        Trainer(tiny(tmp_path, out=dtype, recipe=recipe)).run(max_steps=3)
+        first.append(losses(tmp_path / dtype))
+    assert first[0] != first[1]
+    assert first[0] == pytest.approx(first[1], rel=5e-2)
+
+
+def test_steps_that_are_not_finite_are_skipped_then_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(tiny(tmp_path, optimiser={"max_skipped": 3}))
+    trainer.run(max_steps=2)
+    before = {name: p.clone() for name, p in trainer.model.named_parameters()}
+    plain = Stepper._loss
+
+    def poisoned(self: Stepper, *tensors: torch.Tensor) -> Any:
+        loss, jac_loss = plain(self, *tensors)
+        return loss * math.nan, jac_loss
+
+    monkeypatch.setattr(Stepper, "_loss", poisoned)
+    with pytest.raises(DivergedError, match="step 5: 3 steps in a row"):
+        trainer.run()
+    skipped = [line["skipped"] for line in log_of(tmp_path / "out", "step")]
+    assert skipped == [0, 0, 1, 1]
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+
+
+def test_one_bad_step_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(tiny(tmp_path, optimiser={"max_skipped": 2}))
+    plain = Stepper._loss
+
+    def poisoned(self: Stepper, *tensors: torch.Tensor) -> Any:
+        loss, jac_loss = plain(self, *tensors)
+        return (loss * math.nan if trainer._step in (2, 4) else loss), jac_loss
+
+    monkeypatch.setattr(Stepper, "_loss", poisoned)
+    assert trainer.run(max_steps=8).step == 8
+    assert [line["skipped"] for line in log_of(tmp_path / "out", "step")] == [
+        0,
+        0,
+        1,
+        0,
+        1,
+        0,
+        0,
+        0,
+    ]
+
+
+def test_a_memory_that_is_not_finite_is_emptied(tmp_path: Path) -> None:
+    trainer = Trainer(tiny(tmp_path))
+    trainer._one_step()
+    memory = trainer._memory
+    assert trainer._stepper._sound(memory) is memory
+    memory.z_hist[0, 0, 0] = torch.inf
+    assert trainer._stepper._sound(memory).length == 0
+
+
+def test_options_of_another_run_are_refused(tmp_path: Path) -> None:
+    Trainer(tiny(tmp_path)).run(max_steps=2)
+    with pytest.raises(ResumeError, match=r"optimiser was .* in the run to resume"):
+        Trainer(tiny(tmp_path, run={"resume": True}, optimiser={"lr": 0.5}))
+
+
+def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
+    Trainer(tiny(tmp_path)).run(max_steps=2)
+    path = newest_state(tmp_path / "out" / "checkpoints")
+    assert path is not None
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ResumeError, match=r"cannot resume from .*step-00000002.pt"):
+        Trainer(tiny(tmp_path, run={"resume": True}))
+
+
+def test_a_text_too_short_for_the_streams(tmp_path: Path) -> None:
+    (tmp_path / "valid.txt").write_text("the cat\n")
+    with pytest.raises(DataError, match="at least 8 tokens for batch_size 4, got 3"):
+        Trainer(tiny(tmp_path))
