@@ -30,7 +30,9 @@ class SolverOptions:
         method: broyden (arXiv 1909.01377), anderson, or picard (plain iteration).
         tol: tolerance on the residual, ``‖f(z) − z‖ / ‖f(z)‖`` or ``‖f(z) − z‖``.
         max_nfe: budget of calls of f.
-        stop_mode: which residual the tolerance is for, rel(ative) or abs(olute).
+        stop_mode: which residual the tolerance is for, rel(ative) or abs(olute). Mind that a map
+            ``z + (something bounded)``, such as an untrained pre-LN model, meets any relative
+            tolerance far enough from the origin, where it has no fixed point.
         depth: past steps a row remembers; broyden forgets them all when it is full.
         restart: a row whose residual grows to this many times its least one goes back to its best
             state and forgets its steps; inf for never.
