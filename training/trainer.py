@@ -6,6 +6,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,6 @@ _LOG = logging.getLogger(__name__)
 _CACHE = "cache"
 _STATES = "checkpoints"
 MODEL_FOLDER = "model"
-_MAY_DIFFER_ON_RESUME = ("run",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,15 +216,24 @@ class Trainer:
         save_state(self._out / _STATES, state, keep=self.options.run.keep)
 
     def _restore(self, state: RunState) -> None:
-        mine = self.options.to_dict()
-        for name in set(mine) - set(_MAY_DIFFER_ON_RESUME):
-            if mine[name] != state.options.get(name):
-                raise ResumeError(
-                    f"{name} was {state.options.get(name)} in the run to resume, got {mine[name]}"
-                )
+        _check_same(state.options, self.options.to_dict())
         self.model.load_state_dict(state.model)
         self._stepper.optimiser.load_state_dict(state.optimiser)
         self._stepper.generator.set_state(state.generator)
         self._step, self._position, self._epoch = state.step, state.position, state.epoch
         self._skipped, self._best_nll = state.skipped, state.best_nll
         self._seconds, self._memory = state.seconds, state.memory
+
+
+def _check_same(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Only how the run goes (``run``) and how long (``max_steps``) may change on the way."""
+    for name, group in now.items():
+        for key, value in group.items():
+            if name == "run" or key == "max_steps":
+                continue
+            was = before.get(name, {}).get(key)
+            if was != value:
+                raise ResumeError(
+                    f"{name}.{key} was {was} in the run to resume, got {value}; "
+                    "only run.* and optimiser.max_steps may change"
+                )

@@ -200,8 +200,15 @@ def test_a_memory_that_is_not_finite_is_emptied(tmp_path: Path) -> None:
 
 def test_options_of_another_run_are_refused(tmp_path: Path) -> None:
     Trainer(tiny(tmp_path)).run(max_steps=2)
-    with pytest.raises(ResumeError, match=r"optimiser was .* in the run to resume"):
+    with pytest.raises(ResumeError, match=r"optimiser.lr was 0.01 in the run to resume, got 0.5"):
         Trainer(tiny(tmp_path, run={"resume": True}, optimiser={"lr": 0.5}))
+
+
+def test_a_run_can_be_made_longer_or_shorter(tmp_path: Path) -> None:
+    Trainer(tiny(tmp_path)).run(max_steps=2)
+    change = {"run": {"resume": True}, "optimiser": {"max_steps": 4}}
+    summary = Trainer(tiny(tmp_path, **change)).run()
+    assert (summary.finished, summary.step) == (True, 4)
 
 
 def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
