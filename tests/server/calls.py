@@ -1,10 +1,11 @@
 """Calls with the generated stubs, as any client makes them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
+import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from deqlm.v1 import (
@@ -150,3 +151,16 @@ def failure(error: grpc.RpcError) -> Failure:
         retry_s=retry_s,
         metadata=dict(info.metadata),
     )
+
+
+def fails(call: Callable[[], Any]) -> Failure:
+    """What a call tells that must fail."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    return failure(caught.value)
+
+
+def as_it_was(stubs: Stubs, session_id: str) -> tuple[Any, ...]:
+    """Everything of a session that a failed call must not change."""
+    view = stubs.get(session_id)
+    return view.position, view.totals, view.busy, view.memory_bytes

@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 from deqlm.v1 import common_pb2, generation_pb2
 from server.app import SERVICES, StartError
 from server.loading import load_engine
-from tests.server.calls import ENDLESS, FLUSH, TIMEOUT_S, Stubs, failure, to_input
+from tests.server.calls import ENDLESS, FLUSH, TIMEOUT_S, Stubs, fails, to_input
 from tests.server.live import LiveServer
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -28,12 +28,6 @@ def check(channel, service=""):
 def watch(channel, service):
     request = health_pb2.HealthCheckRequest(service=service)
     return health_pb2_grpc.HealthStub(channel).Watch(request, timeout=TIMEOUT_S)
-
-
-def fails(call):
-    with pytest.raises(grpc.RpcError) as caught:
-        call()
-    return failure(caught.value)
 
 
 class TestHealth:
