@@ -84,7 +84,7 @@ class SessionTable:
             )
         now = self._wall()
         session = _Session(
-            session_id=secrets.token_urlsafe(18),
+            session_id=secrets.token_hex(16),
             owner=owner,
             ttl_s=ttl_s,
             solve=solve,
