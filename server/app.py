@@ -25,10 +25,10 @@ from deqlm.v1 import (
 )
 from server import health
 from server.config import METRICS_OFF, ServerConfig
+from server.engine.engine import Engine
 from server.guard import Guard
 from server.loading import Loader, load_engine
 from server.metrics import Metrics, MetricsEndpoint
-from server.ports import EnginePort
 from server.registry import Registry
 from server.servicers.edge import Edge
 from server.servicers.generation import GenerationServicer
@@ -78,7 +78,7 @@ class Server:
         self._sources = config.sources()
         self._load = load
         self._registry = Registry([source.name for source in self._sources])
-        self._engines: list[EnginePort] = []
+        self._engines: list[Engine] = []
         self._endpoint: MetricsEndpoint | None = None
         self._loading: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import grpc
 
+from server.engine.engine import Engine
 from server.engine.errors import DeadlineExceeded, EngineFailed
 from server.engine.types import (
     TERMINAL,
@@ -22,7 +23,6 @@ from server.engine.types import (
     Scored,
     ScoreJob,
 )
-from server.ports import EnginePort
 
 E = TypeVar("E", Scored, Generated)
 
@@ -126,7 +126,7 @@ class Events:
 
 
 @contextmanager
-def submitted(engine: EnginePort, job: ScoreJob | GenerateJob, events: Events) -> Iterator[Events]:
+def submitted(engine: Engine, job: ScoreJob | GenerateJob, events: Events) -> Iterator[Events]:
     """A job that is in the engine for as long as its caller is interested in it.
 
     Raises:
@@ -144,7 +144,7 @@ def submitted(engine: EnginePort, job: ScoreJob | GenerateJob, events: Events) -
 
 
 @contextmanager
-def leased(engine: EnginePort, session_id: str | None, owner: str) -> Iterator[Lease | None]:
+def leased(engine: Engine, session_id: str | None, owner: str) -> Iterator[Lease | None]:
     """The right to work on a session; None without one. Raises SessionNotFound, SessionBusy."""
     if session_id is None:
         yield None

@@ -11,17 +11,14 @@ from deq_model.errors import CheckpointError
 from server.config import ModelSource, ServerConfig, ServerConfigError
 from server.engine.engine import Engine
 from server.engine.observer import Observer
-from server.ports import EnginePort
 
 _log = logging.getLogger(__name__)
 
-Loader = Callable[[ModelSource, ServerConfig, Observer], EnginePort]
+Loader = Callable[[ModelSource, ServerConfig, Observer], Engine]
 """Makes a warm engine; blocks while it does."""
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-
-def load_engine(source: ModelSource, config: ServerConfig, observer: Observer) -> EnginePort:
+def load_engine(source: ModelSource, config: ServerConfig, observer: Observer) -> Engine:
     """Load a checkpoint and warm its engine up.
 
     Raises:
@@ -30,7 +27,7 @@ def load_engine(source: ModelSource, config: ServerConfig, observer: Observer) -
     """
     began = time.monotonic()
     device = pick_device(config.device)
-    dtype = pick_dtype(config, device)
+    dtype = pick_dtype(config)
     # Folding the weights is done in their own precision; the engine casts afterwards.
     checkpoint = load_checkpoint(source.path, device=device)
     if checkpoint.tokenizer is None:
@@ -66,8 +63,6 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda", device.index or 0)
 
 
-def pick_dtype(config: ServerConfig, device: torch.device) -> torch.dtype:
-    """The number format that the configuration asks for there."""
-    if config.dtype != "auto":
-        return _DTYPES[config.dtype]
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
+def pick_dtype(config: ServerConfig) -> torch.dtype:
+    """The number format that the configuration asks for."""
+    return torch.bfloat16 if config.uses_bfloat16 else torch.float32

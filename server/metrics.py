@@ -18,8 +18,8 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from server.engine.engine import Engine
 from server.engine.types import EngineSnapshot, Solved
-from server.ports import EnginePort
 
 _FIRST_TOKEN: Final = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5,
@@ -107,7 +107,7 @@ class Metrics:
             f"deqlm_{name}", text, ("model",), buckets=tuple(buckets), registry=self.registry
         )
 
-    def add_engine(self, engine: EnginePort) -> None:
+    def add_engine(self, engine: Engine) -> None:
         """Show an engine's gauges from now on."""
         self._engines.engines.append(engine)
 
@@ -211,7 +211,7 @@ class _EngineGauges(Collector):
     """Reads the engines when somebody looks."""
 
     def __init__(self) -> None:
-        self.engines: list[EnginePort] = []
+        self.engines: list[Engine] = []
 
     def collect(self) -> Iterable[Metric]:
         """The gauges, one sample for each engine."""

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
+from server.engine.engine import Engine
 from server.engine.errors import EngineStopped, SessionNotFound
 from server.engine.types import SessionView
 from server.errors import InvalidFields, ModelNotFound, NotReady
-from server.ports import EnginePort
 from server.validation import check_session_id
 
 
@@ -15,7 +15,7 @@ class Registry:
     def __init__(self, names: Sequence[str]) -> None:
         """Tell the models that will be there, the default one first."""
         self._names = tuple(names)
-        self._engines: dict[str, EnginePort] = {}
+        self._engines: dict[str, Engine] = {}
         self.is_closed = False
         """Whether the server is shutting down."""
 
@@ -24,7 +24,7 @@ class Registry:
         """Whether calls are taken."""
         return len(self._engines) == len(self._names) and not self.is_closed
 
-    def open(self, engines: Sequence[EnginePort]) -> None:
+    def open(self, engines: Sequence[Engine]) -> None:
         """Take calls from now on: the engines are warm, one for every name."""
         self._engines = {engine.name: engine for engine in engines}
 
@@ -32,7 +32,7 @@ class Registry:
         """Take no more calls."""
         self.is_closed = True
 
-    def engines(self) -> list[EnginePort]:
+    def engines(self) -> list[Engine]:
         """All, the default one first. Raises NotReady, EngineStopped."""
         if self.is_closed:
             raise EngineStopped("the server is shutting down")
@@ -40,7 +40,7 @@ class Registry:
             raise NotReady()
         return [self._engines[name] for name in self._names]
 
-    def engine(self, model: str) -> EnginePort:
+    def engine(self, model: str) -> Engine:
         """The engine of a model; the default one's for an empty name.
 
         Raises:
@@ -54,7 +54,7 @@ class Registry:
             raise ModelNotFound(model, self._names)
         return self._engines[model]
 
-    def session(self, session_id: str, owner: str) -> tuple[EnginePort, SessionView]:
+    def session(self, session_id: str, owner: str) -> tuple[Engine, SessionView]:
         """The session of a call, and the engine that holds it.
 
         Raises:
@@ -72,7 +72,7 @@ class Registry:
 
     def for_call(
         self, model: str, session_id: str | None, owner: str, *, prefix: str = ""
-    ) -> tuple[EnginePort, SessionView | None]:
+    ) -> tuple[Engine, SessionView | None]:
         """The engine of a call that names a model, a session, both or neither.
 
         Raises:

@@ -15,6 +15,7 @@ from deqlm.v1 import (
     tokenizer_pb2,
 )
 from server.config import RequestLimits
+from server.engine.engine import Engine
 from server.engine.types import (
     FinishReason,
     Generated,
@@ -28,7 +29,6 @@ from server.engine.types import (
     Totals,
 )
 from server.inputs import Tokens
-from server.ports import EnginePort
 from server.validation import POLICIES
 
 _POLICIES = {policy: number for number, policy in POLICIES.items()}
@@ -234,7 +234,7 @@ def _token(tokens: Tokens, index: int, tokenizer: Tokenizer) -> tokenizer_pb2.To
 
 
 def model_info(
-    engine: EnginePort, *, is_default: bool, limits: RequestLimits, solve: Solve, version: str
+    engine: Engine, *, is_default: bool, limits: RequestLimits, solve: Solve, version: str
 ) -> model_pb2.ModelInfo:
     """What a model is, and what may be asked of it."""
     config, tokenizer = engine.config, engine.tokenizer
@@ -254,14 +254,14 @@ def model_info(
         tgt_len=config.tgt_len,
         context=config.klen,
         default_solver=solver_options(solve),
-        solver="broyden",
+        solver=engine.solver,
         limits=_limits(limits),
         fingerprint=engine.fingerprint,
         server_version=version,
     )
 
 
-def _architecture(engine: EnginePort) -> model_pb2.Architecture:
+def _architecture(engine: Engine) -> model_pb2.Architecture:
     config = engine.config
     return model_pb2.Architecture(
         d_model=config.d_model,

@@ -15,6 +15,7 @@ import torch
 
 from deq_model.checkpoint import LoadedCheckpoint
 from deq_model.errors import CheckpointError
+from deq_model.solvers.options import Method
 from server.engine.batch import Batch
 from server.engine.errors import (
     Cancelled,
@@ -90,7 +91,13 @@ class Engine:
         )
         self._runner = JobRunner(
             model=model,
-            batch=Batch(model, weights, self._slab, max_batch_tokens=limits.max_batch_tokens),
+            batch=Batch(
+                model,
+                weights,
+                self._slab,
+                max_batch_tokens=limits.max_batch_tokens,
+                method=self.solver,
+            ),
             slab=self._slab,
             slots=self._slots,
             scheduler=self._scheduler,
@@ -107,6 +114,11 @@ class Engine:
         self._stopping = False
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._loop, name=f"engine-{name}", daemon=True)
+
+    @property
+    def solver(self) -> Method:
+        """Name of the fixed-point solver."""
+        return "broyden"
 
     @property
     def ready(self) -> bool:

@@ -353,6 +353,7 @@ class JobRunner:
             slot=run.sequence.slot,
             position=work.base_position + count,
             totals=work.base_totals + totals,
+            last_token=run.sequence.inputs[-1],
         )
         if session is None:
             self.fail(work, Cancelled("the session was released"))

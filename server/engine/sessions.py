@@ -24,6 +24,7 @@ class _Session:
     position: int = 0
     totals: Totals = field(default_factory=Totals)
     lease: int | None = None
+    last_token: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,7 @@ class SessionTable:
                 self._slots.retain(origin.slot)
             session.slot = origin.slot
             session.position, session.totals = origin.position, origin.totals
+            session.last_token = origin.last_token
             return self._view(session)
 
     def delete(self, session_id: str, owner: str) -> None:
@@ -174,7 +176,7 @@ class SessionTable:
             return Base(session.slot, session.position, session.totals)
 
     def commit(
-        self, lease: Lease, *, slot: int, position: int, totals: Totals
+        self, lease: Lease, *, slot: int, position: int, totals: Totals, last_token: int
     ) -> SessionView | None:
         """Makes ``slot`` the session's memory and takes over the caller's hold on it.
 
@@ -188,6 +190,7 @@ class SessionTable:
             if session.slot is not None:
                 self._slots.release(session.slot)
             session.slot, session.position, session.totals = slot, position, totals
+            session.last_token = last_token
             self._touch(session)
             return self._view(session)
 
@@ -251,4 +254,5 @@ class SessionTable:
             memory_bytes=self._session_bytes if session.slot is not None else 0,
             busy=session.lease is not None,
             solve=session.solve,
+            last_token=session.last_token,
         )

@@ -285,6 +285,7 @@ class SessionView:
     memory_bytes: int
     busy: bool
     solve: Solve
+    last_token: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,11 @@
 import secrets
 import time
 
-from deq_model.tokenizers.base import Tokenizer
+from deq_model.tokenizers.base import StreamDecoder
 from deqlm.v1 import generation_pb2, generation_pb2_grpc
 from server import translate
 from server.call import Call, Events, leased, submitted
+from server.engine.engine import Engine
 from server.engine.types import (
     Drawn,
     FinishReason,
@@ -15,11 +16,11 @@ from server.engine.types import (
     Lease,
     PromptSolved,
     Sampling,
+    SessionView,
     Stop,
 )
 from server.inputs import Tokens, encode
 from server.metrics import Metrics
-from server.ports import EnginePort
 from server.servicers.edge import Edge
 from server.text import StopStringText
 from server.validation import GenerateFields, check_generate, check_token_count
@@ -67,7 +68,19 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         )
         events = Events()
         with leased(engine, session_id, call.owner) as lease:
-            job = _job(fields, prompt, seed, engine.tokenizer, events, lease, call)
+            held = None if lease is None else engine.sessions.view(lease)
+            before = _token_before(fields, prompt, held)
+            decoder = engine.tokenizer.stream_decoder(after=before)
+            job = _job(
+                fields,
+                prompt,
+                seed=seed,
+                decoder=decoder,
+                eos_id=engine.tokenizer.eos_id,
+                events=events,
+                lease=lease,
+                call=call,
+            )
             with submitted(engine, job, events):
                 generated = await self._relay(events, started, engine, call)
         # Only now: the session is free when the client learns that the generation is over.
@@ -78,7 +91,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self,
         events: Events,
         started: generation_pb2.GenerationStarted,
-        engine: EnginePort,
+        engine: Engine,
         call: Call,
     ) -> Generated:
         """Send what comes out of the engine, up to the end of the job."""
@@ -143,13 +156,14 @@ class _Clock:
 def _job(
     fields: GenerateFields,
     prompt: Tokens,
+    *,
     seed: int,
-    tokenizer: Tokenizer,
+    decoder: StreamDecoder,
+    eos_id: int,
     events: Events,
     lease: Lease | None,
     call: Call,
 ) -> GenerateJob:
-    decoder = tokenizer.stream_decoder(after=_token_before(fields, prompt))
     return GenerateJob(
         job_id=call.next_job_id(),
         prompt=prompt.ids,
@@ -158,7 +172,7 @@ def _job(
             max_tokens=fields.max_tokens,
             min_tokens=fields.min_tokens,
             stop_ids=fields.stop_ids,
-            eos_id=None if fields.ignore_eos else tokenizer.eos_id,
+            eos_id=None if fields.ignore_eos else eos_id,
         ),
         sampling=Sampling(
             repetition_penalty=fields.repetition_penalty,
@@ -176,8 +190,10 @@ def _job(
     )
 
 
-def _token_before(fields: GenerateFields, prompt: Tokens) -> int | None:
+def _token_before(fields: GenerateFields, prompt: Tokens, held: SessionView | None) -> int | None:
     """The token that the generated text continues; None where it begins after white space."""
     if isinstance(fields.prompt, str) and fields.prompt[-1:].isspace():
         return None
-    return prompt.ids[-1] if prompt.ids else None
+    if prompt.ids:
+        return prompt.ids[-1]
+    return None if held is None else held.last_token

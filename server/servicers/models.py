@@ -3,7 +3,7 @@
 from deqlm.v1 import model_pb2, model_pb2_grpc
 from server import translate
 from server.call import Call
-from server.ports import EnginePort
+from server.engine.engine import Engine
 from server.servicers.edge import Edge
 
 
@@ -28,7 +28,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         call.model = engine.name
         return model_pb2.GetModelResponse(model=self._info(engine))
 
-    def _info(self, engine: EnginePort) -> model_pb2.ModelInfo:
+    def _info(self, engine: Engine) -> model_pb2.ModelInfo:
         return translate.model_info(
             engine,
             is_default=engine is self._edge.registry.engines()[0],

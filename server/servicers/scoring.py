@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from deqlm.v1 import scoring_pb2, scoring_pb2_grpc
 from server import translate
 from server.call import Call, Events, leased, submitted
+from server.engine.engine import Engine
 from server.engine.types import Scored, ScoreJob
 from server.inputs import Tokens, encode
-from server.ports import EnginePort
 from server.servicers.edge import Edge
 from server.servicers.stream import Streams
 from server.validation import ScoreFields, check_score, check_token_count
@@ -68,9 +68,7 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
         """Score text as it comes in."""
         await self.streams.run(requests, call)
 
-    async def _encode(
-        self, fields: ScoreFields, engine: EnginePort, *, has_session: bool
-    ) -> _Inputs:
+    async def _encode(self, fields: ScoreFields, engine: Engine, *, has_session: bool) -> _Inputs:
         tokenizer = engine.tokenizer
         value = await encode(fields.input, tokenizer, name="input", may_be_unknown=has_session)
         # After a prefix a candidate of unknown words has a score that means something.
@@ -90,7 +88,7 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
         self,
         inputs: _Inputs,
         fields: ScoreFields,
-        engine: EnginePort,
+        engine: Engine,
         session_id: str | None,
         call: Call,
     ) -> Scored:
@@ -114,7 +112,7 @@ def _response(
     scored: Scored,
     inputs: _Inputs,
     fields: ScoreFields,
-    engine: EnginePort,
+    engine: Engine,
     session_id: str | None,
 ) -> scoring_pb2.ScoreResponse:
     tokenizer, include = engine.tokenizer, fields.include_tokens

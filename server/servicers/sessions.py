@@ -6,9 +6,9 @@ import binascii
 from deqlm.v1 import session_pb2, session_pb2_grpc
 from server import translate
 from server.call import Call
+from server.engine.engine import Engine
 from server.engine.types import SessionView
 from server.errors import InvalidFields
-from server.ports import EnginePort
 from server.servicers.edge import Edge
 from server.validation import check_create, check_fork, check_page_size
 
@@ -75,14 +75,12 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         engine.sessions.delete(view.session_id, call.owner)
         return session_pb2.DeleteSessionResponse()
 
-    def _find(self, session_id: str, call: Call) -> tuple[EnginePort, SessionView]:
+    def _find(self, session_id: str, call: Call) -> tuple[Engine, SessionView]:
         engine, view = self._edge.registry.session(session_id, call.owner)
         call.model = engine.name
         return engine, view
 
-    def _all(
-        self, engines: list[EnginePort] | None, owner: str
-    ) -> list[tuple[EnginePort, SessionView]]:
+    def _all(self, engines: list[Engine] | None, owner: str) -> list[tuple[Engine, SessionView]]:
         chosen = self._edge.registry.engines() if engines is None else engines
         return [(engine, view) for engine in chosen for view in engine.sessions.list(owner)]
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from deqlm.v1 import scoring_pb2
 from server import translate
 from server.call import Call, Events, leased, submitted
+from server.engine.engine import Engine
 from server.engine.errors import EngineError, EngineStopped
 from server.engine.types import (
     Lease,
@@ -23,7 +24,6 @@ from server.engine.types import (
 )
 from server.errors import InvalidFields
 from server.inputs import StreamTokens, Tokens
-from server.ports import EnginePort
 from server.servicers.edge import Edge
 from server.validation import StreamFields, check_stream_config, check_stream_message
 
@@ -135,7 +135,7 @@ class Streams:
 
     @contextmanager
     def _session(
-        self, engine: EnginePort, view: SessionView | None, call: Call
+        self, engine: Engine, view: SessionView | None, call: Call
     ) -> Iterator[tuple[SessionView, Lease]]:
         """The stream's session, busy for as long as it lasts; a private one goes with it."""
         owner, is_private = call.owner, view is None
@@ -162,7 +162,7 @@ class Stream:
     def __init__(
         self,
         edge: Edge,
-        engine: EnginePort,
+        engine: Engine,
         fields: StreamFields,
         session: SessionView,
         lease: Lease,

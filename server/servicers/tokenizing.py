@@ -5,8 +5,8 @@ import asyncio
 from deqlm.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from server import translate
 from server.call import Call
+from server.engine.engine import Engine
 from server.inputs import LONG_TEXT, encode_text
-from server.ports import EnginePort
 from server.servicers.edge import Edge
 from server.validation import check_ids, check_text
 
@@ -39,6 +39,6 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         return tokenizer_pb2.DetokenizeResponse(model=engine.name, text=text)
 
 
-def _tokenized(text: str, engine: EnginePort) -> tokenizer_pb2.TokenizeResponse:
+def _tokenized(text: str, engine: Engine) -> tokenizer_pb2.TokenizeResponse:
     tokens = encode_text(text, engine.tokenizer, name="text")
     return translate.tokenized(tokens, engine.tokenizer, engine.name)

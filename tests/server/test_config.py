@@ -101,8 +101,8 @@ def test_a_missing_file_is_told():
     [
         ({"port": 70000}, r"port must be in \[0, 65535\], got 70000"),
         ({"metrics_port": -2}, r"metrics_port must be in \[0, 65535\], or -1 for none, got -2"),
-        ({"tol": 0.0}, r"tol must be in \(0, 1\), got 0.0"),
-        ({"tol": float("nan")}, r"tol must be in \(0, 1\), got nan"),
+        ({"tol": -0.1}, r"tol must be in \[0, 1\), got -0.1"),
+        ({"tol": float("nan")}, r"tol must be in \[0, 1\), got nan"),
         ({"window": 0}, r"window must be at least 1, got 0"),
         ({"device": "tpu"}, r"device must be cpu, cuda or cuda:N, got 'tpu'"),
         ({"grace_s": -1.0}, r"grace_s must be at least 0, got -1.0"),
@@ -133,6 +133,20 @@ def test_the_parts_take_their_fields():
     assert isinstance(config.request_limits, RequestLimits)
     assert config.request_limits.max_top_k == 3
     assert (config.default_solve.max_nfe, config.default_solve.policy) == (9, "error")
+
+
+@pytest.mark.parametrize(
+    ("changes", "tol"),
+    [
+        ({}, 1e-3),
+        ({"dtype": "bfloat16"}, 5e-3),
+        ({"device": "cuda:1"}, 5e-3),
+        ({"device": "cuda", "dtype": "float32"}, 1e-3),
+        ({"dtype": "bfloat16", "tol": 0.02}, 0.02),
+    ],
+)
+def test_the_tolerance_fits_the_number_format(changes, tol):
+    assert ServerConfig(**changes).default_solve.tol == tol
 
 
 def test_every_option_is_documented_with_its_default():

@@ -179,6 +179,15 @@ def test_words_are_joined_to_the_prompt_by_a_space(stubs):
     assert not text("the of ").startswith(" ")
 
 
+def test_words_are_joined_to_what_the_session_holds(stubs):
+    session = stubs.create(model="words")
+    stubs.score("the of", session_id=session)
+    result = Result(stubs.generate(request(None, n=1, session_id=session, sampling=GREEDY)))
+    assert result.tokens[0].token_id > 0
+    assert result.text.startswith(" ")
+    stubs.delete(session)
+
+
 def test_a_repetition_penalty_makes_repetition_rare(stubs):
     options = {"n": 40, "sampling": Sampling(seed=1, top_k=3, repetition_penalty=8.0)}
     punished = Result(stubs.generate(request(**options)))

@@ -36,7 +36,9 @@ def create(table: SessionTable, owner: str = "ann", ttl_s: float = 10.0) -> str:
 def commit_new(table: SessionTable, pool: SlotPool, lease: Lease, position: int) -> int:
     slot = pool.acquire()
     assert slot is not None
-    view = table.commit(lease, slot=slot, position=position, totals=Totals(position, -1.0))
+    view = table.commit(
+        lease, slot=slot, position=position, totals=Totals(position, -1.0), last_token=position
+    )
     assert view is not None
     assert view.position == position
     return slot
@@ -82,7 +84,7 @@ def test_commit_after_release_changes_nothing() -> None:
     new = table.acquire(session, "ann")
     slot = pool.acquire()
     assert slot is not None
-    assert table.commit(old, slot=slot, position=9, totals=Totals()) is None
+    assert table.commit(old, slot=slot, position=9, totals=Totals(), last_token=0) is None
     assert table.base(old) is None
     assert table.view(old) is None
     table.release(old)
@@ -99,6 +101,7 @@ def test_forks_share_memory_until_one_goes_on() -> None:
     table.release(lease)
     fork = table.fork(session, "ann", ttl_s=5.0)
     assert (fork.position, fork.totals.scored_tokens, fork.ttl_s) == (7, 7, 5.0)
+    assert fork.last_token == 7
     assert pool.used == table.holding() == 1
     lease = table.acquire(fork.session_id, "ann")
     commit_new(table, pool, lease, 8)
