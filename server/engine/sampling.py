@@ -114,12 +114,16 @@ def draw(
     if penalised:
         index = torch.tensor(sorted(seen), device=score.device)
         score = score.index_copy(0, index, score[index] * sampling.repetition_penalty)
+        # What a huge penalty makes infinite would be no number once it is compared with itself.
+        score = score.clamp(min=torch.finfo(score.dtype).min)
     if forbidden:
         index = torch.tensor(sorted(forbidden), device=score.device)
         score = score.index_fill(0, index, -torch.inf)
     if sampling.temperature == 0:
         return int(score.argmax())
-    token_id, _ = _invert(_filtered(score / sampling.temperature, sampling).exp(), uniform)
+    # The best word stays finite at any temperature, so that the smallest ones are greedy.
+    score = (score - score.max()) / sampling.temperature
+    token_id, _ = _invert(_filtered(score, sampling).exp(), uniform)
     return token_id
 
 

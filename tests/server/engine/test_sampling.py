@@ -131,3 +131,29 @@ def test_logprob_is_that_of_the_whole_distribution() -> None:
         source = distribution(5)
         ours = torch.tensor([source.logprob(i) for i in range(40)], dtype=torch.float64)
         torch.testing.assert_close(ours, MODEL.softmax.log_prob(source._hidden)[0])
+
+
+TINIEST = 5e-324
+
+
+@pytest.mark.parametrize(
+    ("sampling", "sets"),
+    [
+        (Sampling(temperature=TINIEST), {}),
+        (Sampling(temperature=TINIEST, top_k=5, top_p=TINIEST, min_p=1.0), {}),
+        (Sampling(temperature=TINIEST), {"forbidden": (0, 1)}),
+        (Sampling(temperature=TINIEST, repetition_penalty=1e308), {"seen": (0, 3, 12)}),
+    ],
+)
+def test_the_smallest_temperature_takes_the_most_likely(sampling: Sampling, sets: dict) -> None:
+    for seed in range(20):
+        ranked = distribution(seed).full().argsort(descending=True).tolist()
+        barred = {*sets.get("forbidden", ()), *sets.get("seen", ())}
+        best = next(token_id for token_id in ranked if token_id not in barred)
+        assert draws(seed, sampling, 3, **sets) == {best: 3}
+
+
+def test_a_penalty_beyond_all_bounds_still_draws() -> None:
+    sampling = Sampling(temperature=TINIEST, repetition_penalty=1e308)
+    for seed in range(20):
+        assert 39 not in draws(seed, sampling, 3, seen=range(40), forbidden=(39,))
