@@ -220,7 +220,8 @@ class JobRunner:
         for begin in range(0, len(order), _FULL_ROWS):
             part = order[begin : begin + _FULL_ROWS]
             full = self._softmax.log_prob(torch.stack([predictions[i].hidden for i in part]))
-            best, ids = full.topk(max(wanted[i] for i in part), dim=1)
+            most = min(max(wanted[i] for i in part), full.shape[1])
+            best, ids = full.topk(most, dim=1)
             for i, row, row_ids in zip(part, best.tolist(), ids.tolist(), strict=True):
                 found[i] = tuple(zip(row_ids, row, strict=True))[: wanted[i]]
         return found

@@ -54,6 +54,11 @@ def test_alternatives_are_the_best_and_in_order(whole):
         assert token.logprob <= best[0] + 1e-6
 
 
+def test_a_small_vocabulary_has_fewer_alternatives_than_asked_for(stubs):
+    answer = stubs.score("the of", model="words", top_k=100)
+    assert [len(token.alternatives) for token in answer.tokens] == [22, 22]
+
+
 def test_the_solver_tells_what_it_took(whole):
     report = whole.solver
     assert report.solved_tokens == len(whole.tokens) + 1  # <eos> first
