@@ -92,20 +92,53 @@ def only_unknown(tokens: Tokens, tokenizer: Tokenizer) -> bool:
 class StreamTokens:
     """Tokens of text that comes in pieces, cut anywhere; offsets count from the stream's start."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        max_tokens: int | None = None,
+        max_held_bytes: int | None = None,
+    ) -> None:
+        """Begin with no text.
+
+        Args:
+            tokenizer: of the model.
+            max_tokens: most that one piece may complete; None for any number.
+            max_held_bytes: longest text that may complete none; None for any length.
+        """
         self._tokenizer = tokenizer
+        self._max_tokens, self._max_held_bytes = max_tokens, max_held_bytes
         self._encoder: StreamEncoder = tokenizer.stream_encoder()
         self._held = b""  # UTF-8 of the text from which no token has come yet
         self._begin = 0  # offset of its first byte
 
     def feed(self, text: str) -> Tokens:
-        """Tokens that are certain by now. Raises InvalidFields; the stream is then as it was."""
+        """Tokens that are certain by now.
+
+        Raises:
+            InvalidFields: of a piece too large, or one that cannot be encoded; the offsets are then
+                as they were, but no more text can follow.
+        """
         try:
             encoding = self._encoder.feed(text)
         except TokenizerError as error:
             raise InvalidFields([("text", f"text: {error}")]) from None
-        self._held += text.encode("utf-8")
+        data = text.encode("utf-8")
+        self._check_bounds(encoding, len(data))
+        self._held += data
         return self._take(encoding)
+
+    def _check_bounds(self, encoding: Encoding, size: int) -> None:
+        most, longest = self._max_tokens, self._max_held_bytes
+        if most is not None and len(encoding) > most:
+            raise InvalidFields(
+                [("text", f"text must be at most {most} tokens, got {len(encoding)}")]
+            )
+        end = encoding.end[-1] if encoding.end else self._begin
+        held = self._begin + len(self._held) + size - end
+        if longest is not None and held > longest:
+            bound = f"must complete a token within {longest} bytes"
+            raise InvalidFields([("text", f"text {bound}, got {held} without one")])
 
     def flush(self) -> Tokens:
         """Tokens of what was held back. Raises InvalidFields."""

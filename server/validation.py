@@ -167,9 +167,7 @@ def check_generate(
         prompt = _input(checks, request.prompt, "prompt", limits=limits, n_token=n_token)
     _sampling(checks, sampling)
     _stop_strings(checks, stop.stop_strings, limits)
-    for index, token_id in enumerate(stop.stop_ids):
-        bound = f"in [0, {n_token})"
-        checks.require(token_id < n_token, f"stop.stop_ids[{index}]", bound, token_id)
+    _stop_ids(checks, stop, n_token)
     max_tokens = _given(stop, "max_tokens", limits.default_max_tokens)
     bound = f"in [1, {limits.max_tokens}]"
     checks.require(1 <= max_tokens <= limits.max_tokens, "stop.max_tokens", bound, max_tokens)
@@ -325,6 +323,21 @@ def _stop_strings(checks: Checks, strings: Sequence[str], limits: RequestLimits)
         bound = f"1 to {longest} bytes long"
         field = f"stop.stop_strings[{index}]"
         checks.require(1 <= size <= longest, field, bound, f"{size} bytes")
+
+
+def _stop_ids(checks: Checks, stop: generation_pb2.StopOptions, n_token: int) -> None:
+    field, count = "stop.stop_ids", len(stop.stop_ids)
+    if not checks.require(count <= n_token, field, f"at most {n_token} ids", count):
+        return
+    for index, token_id in enumerate(stop.stop_ids):
+        if token_id >= n_token:
+            checks.add(f"{field}[{index}]", f"must be in [0, {n_token}), got {token_id}")
+            return  # one tells enough of ids made for another model
+    ending = len(set(stop.stop_ids)) + (0 if stop.ignore_eos else 1)
+    bound = "0 when every token ends the generation"
+    checks.require(
+        ending < n_token or not stop.min_tokens, "stop.min_tokens", bound, stop.min_tokens
+    )
 
 
 def _solve(

@@ -7,6 +7,9 @@ from server.engine.types import SessionView, Solve
 from server.metrics import Metrics
 from server.registry import Registry
 
+LONG_RESPONSE = 2000
+"""Tokens from which a response is made beside the event loop: some ten milliseconds."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edge:

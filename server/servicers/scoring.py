@@ -10,12 +10,9 @@ from server.call import Call, Events, leased, submitted
 from server.engine.engine import Engine
 from server.engine.types import Scored, ScoreJob
 from server.inputs import Tokens, encode
-from server.servicers.edge import Edge
+from server.servicers.edge import LONG_RESPONSE, Edge
 from server.servicers.stream import Streams
 from server.validation import ScoreFields, check_score, check_token_count
-
-_LONG_RESPONSE = 2000
-"""Tokens from which a response is made beside the event loop: some ten milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +55,7 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
             queue_s=scored.times.queue_s,
         )
         call.finished = "scored"
-        if len(inputs) < _LONG_RESPONSE:
+        if len(inputs) < LONG_RESPONSE:
             return _response(scored, inputs, fields, engine, session_id)
         return await asyncio.to_thread(_response, scored, inputs, fields, engine, session_id)
 

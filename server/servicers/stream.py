@@ -23,12 +23,14 @@ from server.engine.types import (
     Totals,
 )
 from server.errors import InvalidFields
-from server.inputs import StreamTokens, Tokens
-from server.servicers.edge import Edge
+from server.inputs import LONG_TEXT, StreamTokens, Tokens
+from server.servicers.edge import LONG_RESPONSE, Edge
 from server.validation import StreamFields, check_stream_config, check_stream_message
 
 _READ_AHEAD = 256
 """Messages taken from the network before they are scored; more wait at the client."""
+_LARGE_MESSAGE = 1 << 18
+"""Bytes from which a message is the last one that is taken before it is its turn."""
 _BATCH_TOKENS = 4096
 """Tokens from which no further message is scored together with those before it."""
 
@@ -46,7 +48,9 @@ class Inbox:
 
     async def next(self) -> Message | None:
         """The next message; None at the end. Raises what ``fail`` was given."""
-        return self._opened(await self._queue.get())
+        item = await self._queue.get()
+        self._queue.task_done()
+        return self._opened(item)
 
     @property
     def is_empty(self) -> bool:
@@ -67,6 +71,8 @@ class Inbox:
         try:
             async for message in messages:
                 await self._queue.put(message)
+                if message.ByteSize() >= _LARGE_MESSAGE:
+                    await self._queue.join()
         except Exception as error:  # whatever it is, the stream must not wait for more
             await self._queue.put(error)
         else:
@@ -176,7 +182,11 @@ class Stream:
         self._lease = lease
         self._call = call
         self._inbox = inbox
-        self._text = StreamTokens(engine.tokenizer)
+        self._text = StreamTokens(
+            engine.tokenizer,
+            max_tokens=edge.limits.max_score_tokens,
+            max_held_bytes=edge.limits.max_text_bytes,
+        )
         self._totals = Totals()
         self._stats = SolveStats()
         self._times = Times(0.0, 0.0)
@@ -188,7 +198,7 @@ class Stream:
             batch = await self._gather()
             results = await self._solve(batch.tokens)
             if batch.is_answered:
-                response = self._response(batch, results, session_id)
+                response = await self._respond(batch, results, session_id)
                 if batch.is_last:
                     return response
                 await self._call.send(response)
@@ -201,7 +211,7 @@ class Stream:
         while True:
             message = await self._inbox.next()
             try:
-                batch.tokens = batch.tokens + self._encode(message)
+                batch.tokens = batch.tokens + await self._encode(message)
             except InvalidFields as error:
                 # What came before is good: it is scored and committed first.
                 batch.error = error
@@ -212,12 +222,14 @@ class Stream:
             if batch.is_last or batch.is_flush or is_full or self._inbox.is_empty:
                 return batch
 
-    def _encode(self, message: Message | None) -> Tokens:
+    async def _encode(self, message: Message | None) -> Tokens:
         """Tokens that are certain after a message; None is the end."""
         if message is None:
             return self._text.flush()
         check_stream_message(message, limits=self._edge.limits, n_token=self._engine.config.n_token)
         kind = message.WhichOneof("kind")
+        if kind == "text" and len(message.text) >= LONG_TEXT:
+            return await asyncio.to_thread(self._text.feed, message.text)
         if kind == "text":
             return self._text.feed(message.text)
         held = self._text.flush()
@@ -257,6 +269,13 @@ class Stream:
             scored=len(tokens),
             queue_s=scored.times.queue_s,
         )
+
+    async def _respond(
+        self, batch: _Batch, results: tuple[TokenLogprob, ...], session_id: str | None
+    ) -> scoring_pb2.ScoreStreamResponse:
+        if len(results) < LONG_RESPONSE:
+            return self._response(batch, results, session_id)
+        return await asyncio.to_thread(self._response, batch, results, session_id)
 
     def _response(
         self, batch: _Batch, results: tuple[TokenLogprob, ...], session_id: str | None

@@ -153,6 +153,16 @@ GENERATIONS = [
         "stop.stop_ids[1]",
         "must be in [0, 4096), got 4096",
     ),
+    (
+        {"stop": Stop(stop_ids=[7] * 4097)},
+        "stop.stop_ids",
+        "must be at most 4096 ids, got 4097",
+    ),
+    (
+        {"stop": Stop(stop_ids=range(4096), min_tokens=1, ignore_eos=True)},
+        "stop.min_tokens",
+        "must be 0 when every token ends the generation, got 1",
+    ),
     ({"logprobs": 101}, "logprobs", "must be in [0, 100], got 101"),
     ({"solver": Solver(tol=-1)}, "solver.tol", "must be in (0, 1), got -1.0"),
 ]
@@ -306,8 +316,9 @@ class TestStreams:
             ),
             ([7, 9999], "token_ids.ids[1] must be in [0, 4096), got 9999"),
             ("a" * 1_048_577, "text must be at most 1048576 bytes long, got 1048577 bytes"),
+            ("\n" * 100_001, "text must be at most 100000 tokens, got 100001"),
         ],
-        ids=["config", "nothing", "ids", "text"],
+        ids=["config", "nothing", "ids", "text", "tokens"],
     )
     def test_what_came_before_a_bad_message_is_committed(self, stubs, session, bad, problem):
         before = stubs.get(session).position

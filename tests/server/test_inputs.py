@@ -29,6 +29,32 @@ def test_a_stream_has_the_tokens_of_the_whole_text(tokenizer, text, cuts):
     assert stream.held_from == len(text.encode())
 
 
+class TestBoundsOfAStream:
+    """A refused piece leaves the stream's offsets as they were."""
+
+    def test_text_that_completes_no_token(self):
+        stream = StreamTokens(WORDS, max_held_bytes=10)
+        assert stream.feed("the of").ids == (WORDS.encode("the").ids)
+        assert stream.feed("é" * 3).ids == ()
+        problem = "text must complete a token within 10 bytes, got 12 without one"
+        with pytest.raises(InvalidFields, match=problem):
+            stream.feed("zzz")
+        assert stream.held_from == 3
+
+    def test_white_space_belongs_to_no_token_either(self):
+        stream = StreamTokens(WORDS, max_held_bytes=10)
+        stream.feed(" " * 10)
+        with pytest.raises(InvalidFields, match="within 10 bytes, got 11"):
+            stream.feed(" ")
+
+    def test_tokens_of_one_piece(self):
+        stream = StreamTokens(WORDS, max_tokens=3)
+        assert len(stream.feed("\n\n\n")) == 3
+        with pytest.raises(InvalidFields, match="text must be at most 3 tokens, got 4"):
+            stream.feed("\n\n\n\n")
+        assert stream.held_from == 3
+
+
 def test_unknown_words_are_marked_and_the_unknown_tokens_own_name_is_not():
     tokens = encode_text("the zébra <unk> of", WORDS, name="text")
     assert tokens.unknown == {1}
