@@ -67,6 +67,8 @@ class Slab:
     def reset(self, slot: int) -> None:
         """Forgets everything."""
         self._position[slot] = EMPTY
+        # Attention gives hidden entries the weight 0, and 0 · inf would be no number.
+        self._value[slot] = 0.0
         self._length[slot], self._solved[slot] = 0, None
 
     def copy(self, source: int, target: int) -> None:
