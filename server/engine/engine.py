@@ -87,7 +87,8 @@ class Engine:
         self._scheduler = Scheduler(
             max_batch_tokens=limits.max_batch_tokens,
             max_running=limits.max_running,
-            window=limits.window,
+            # No two tokens of a call may fall on one entry of their ring.
+            window=min(limits.window, self.config.klen),
         )
         self._runner = JobRunner(
             model=model,
@@ -112,18 +113,13 @@ class Engine:
         self._cancelled: set[str] = set()
         self._accepting = False
         self._stopping = False
-        self._ready = threading.Event()
+        self._candidates_turn = False
         self._thread = threading.Thread(target=self._loop, name=f"engine-{name}", daemon=True)
 
     @property
     def solver(self) -> Method:
         """Name of the fixed-point solver."""
         return "broyden"
-
-    @property
-    def ready(self) -> bool:
-        """Warm and taking jobs."""
-        return self._ready.is_set() and self._accepting
 
     @property
     def alive(self) -> bool:
@@ -147,7 +143,6 @@ class Engine:
             raise event.error
         if self._observer is not None:
             self._runner.observer = self._observer
-        self._ready.set()
 
     def submit(self, job: Job) -> None:
         """Accepts a job; its events go to its sink, the last one is terminal.
@@ -222,15 +217,19 @@ class Engine:
         self._thread.join()
 
     def _loop(self) -> None:
-        with torch.inference_mode():
-            while True:
-                with self._wake:
-                    if not self._waiting and not self._running and not self._stopping:
-                        self._wake.wait(_IDLE_WAIT_S)
-                    if self._stopping:
-                        break
-                self._turn()
+        try:
+            with torch.inference_mode():
+                while self._wait_for_work():
+                    self._turn()
+        finally:
             self._end_all()
+
+    def _wait_for_work(self) -> bool:
+        """Waits until there is some, or sessions may have expired; False at the end."""
+        with self._wake:
+            if not self._waiting and not self._running and not self._stopping:
+                self._wake.wait(_IDLE_WAIT_S)
+            return not self._stopping
 
     def _turn(self) -> None:
         try:
@@ -260,17 +259,23 @@ class Engine:
         self._forget_finished()
 
     def _admit(self) -> None:
-        """Lets waiting jobs in: one a turn while candidates of others wait for the same room."""
-        for _ in range(1 if self._runner.candidates_wait else self.limits.max_running):
-            if not self._runner.has_room:
-                return
-            with self._wake:
-                if not self._waiting:
-                    return
-                work = self._waiting.popleft()
-                self._waiting_tokens -= work.size
-                self._running.append(work)
-            self._runner.begin(work)
+        """Gives free room in turn to waiting jobs and to candidates of those that have begun."""
+        refusals = 0
+        while self._runner.has_room and refusals < 2:
+            took = self._runner.start_candidate() if self._candidates_turn else self._begin_next()
+            self._candidates_turn = not self._candidates_turn
+            refusals = 0 if took else refusals + 1
+
+    def _begin_next(self) -> bool:
+        with self._wake:
+            # A job whose candidates wait holds memory, but no room: it counts all the same.
+            if not self._waiting or len(self._running) >= self.limits.max_running:
+                return False
+            work = self._waiting.popleft()
+            self._waiting_tokens -= work.size
+            self._running.append(work)
+        self._runner.begin(work)
+        return True
 
     def _forget_finished(self) -> None:
         with self._wake:
@@ -284,6 +289,7 @@ class Engine:
 
     def _end_all(self) -> None:
         with self._wake:
+            self._accepting = False  # also where the thread ends by a defect
             works = [*self._waiting, *self._running]
         for work in works:
             self._runner.fail(work, EngineStopped(f"model {self.name!r} is stopping"))

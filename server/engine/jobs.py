@@ -3,7 +3,9 @@
 import logging
 import time
 from collections import deque
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from deq_model.model import DEQLanguageModel
 from server.engine.batch import Accepted, Batch
-from server.engine.errors import Cancelled, EngineError, NotConverged
+from server.engine.errors import Cancelled, EngineError, EngineFailed, NotConverged
 from server.engine.observer import Observer, Unobserved
 from server.engine.sampling import NextToken, draw
 from server.engine.scheduler import Scheduler, Sequence
@@ -80,61 +82,82 @@ class JobRunner:
         """Whether another job may begin."""
         return self._scheduler.has_room
 
-    @property
-    def candidates_wait(self) -> bool:
-        """Whether jobs that have begun still have candidates without a run."""
-        return bool(self._with_candidates)
-
     def begin(self, work: Work) -> None:
         """Gives a job its memory and its first rows."""
         work.started = time.monotonic()
-        slot = None
-        if work.job.lease is not None:
-            base = self._sessions.base(work.job.lease)
+        with self._alone(work):
+            self._begin(work)
+
+    @contextmanager
+    def _alone(self, work: Work) -> Iterator[None]:
+        """What breaks inside ends this job and no other."""
+        try:
+            yield
+        except Exception:
+            # Sinks and text sinks are the caller's code, run on this thread: whatever they raise
+            # must not end the jobs of others.
+            log.exception("job %s failed", work.job.job_id)
+            self.fail(work, EngineFailed("internal error while answering"))
+
+    def _begin(self, work: Work) -> None:
+        job = work.job
+        if job.lease is not None:
+            base = self._sessions.base(job.lease)
             if base is None:
                 self.fail(work, Cancelled("the session was released"))
                 return
-            slot = base.slot
+            work.base_slot = base.slot
             work.base_position, work.base_totals = base.position, base.totals
-        if isinstance(work.job, ScoreJob):
-            work.waiting_candidates.extend(range(len(work.job.candidates)))
-            if slot is not None and not work.job.tokens:
-                work.base_slot = slot
+        if isinstance(job, ScoreJob):
+            work.waiting_candidates.extend(range(len(job.candidates)))
+            if work.base_slot is not None and not job.tokens:
                 self._with_candidates.append(work)
                 return
         else:
-            work.generator.seed(work.job.sampling.seed)
-            work.seen.update(work.job.prompt)
-        work.main = self._start_run(work, work.tokens, base=slot)
-        if slot is not None:
-            self._slots.release(slot)
+            work.generator.seed(job.sampling.seed)
+            work.seen.update(job.prompt)
+        work.main = self._start_run(work, work.tokens)
+        self._release_base(work)
 
-    def _start_run(
-        self, work: Work, tokens: Seq[int], *, base: int | None, candidate: int | None = None
-    ) -> Run:
-        """A run over ``tokens`` in a slot of its own, continuing ``base``."""
-        slot = self._slots.acquire()
+    def start_candidate(self) -> bool:
+        """Starts one candidate of the job whose turn it is; False when none waits."""
+        while self._with_candidates:
+            work = self._with_candidates.popleft()
+            if work.finished:
+                continue
+            with self._alone(work):
+                assert isinstance(work.job, ScoreJob)
+                index = work.waiting_candidates.popleft()
+                self._start_run(work, work.job.candidates[index], candidate=index)
+                if work.waiting_candidates:
+                    self._with_candidates.append(work)
+            return True
+        return False
+
+    def _start_run(self, work: Work, tokens: Seq[int], *, candidate: int | None = None) -> Run:
+        """A run over ``tokens`` in a slot of its own, continuing the job's base."""
+        slot, base = self._slots.acquire(), work.base_slot
         assert slot is not None, "there is a slot for every sequence that may run"
-        if base is None:
-            self._slab.reset(slot)
-            inputs, targets = [self._eos_id, *tokens], [*tokens, None]
-        else:
-            self._slab.copy(base, slot)
-            inputs, targets = list(tokens), [*tokens[1:], None]
-        sequence = Sequence(slot=slot, start=self._slab.length(slot), inputs=inputs)
+        inputs = list(tokens) if base is not None else [self._eos_id, *tokens]
+        targets = [*tokens[1:], None] if base is not None else [*tokens, None]
+        sequence = Sequence(slot=slot, start=0, inputs=inputs)
         run = Run(work, sequence, targets[: len(inputs)], candidate=candidate)
+        # Known before anything can break: ending the job then gives the slot back.
         work.runs.append(run)
         self._runs[sequence] = run
         self._scheduler.add(sequence)
-        if base is not None:
-            hidden, solved = self._slab.last(slot)
-            first = tokens[0] if tokens else None
-            self._predictions.append(_Prediction(run, hidden, solved, first))
+        if base is None:
+            self._slab.reset(slot)
+            return run
+        self._slab.copy(base, slot)
+        sequence.start = self._slab.length(slot)
+        hidden, solved = self._slab.last(slot)
+        first = tokens[0] if tokens else None
+        self._predictions.append(_Prediction(run, hidden, solved, first))
         return run
 
     def step(self) -> None:
         """One call of f for all running jobs, and what follows from it."""
-        self._start_candidates()
         self._batch.enter(self._scheduler.enter())
         if self._scheduler.active_rows:
             self._solve()
@@ -143,20 +166,9 @@ class JobRunner:
         self._score([p for p in alive if p.target is not None])
         for prediction in alive:
             if prediction.target is None:
-                self._draw(prediction)
+                with self._alone(prediction.run.work):
+                    self._draw(prediction)
         self._finish_runs()
-
-    def _start_candidates(self) -> None:
-        while self._with_candidates and self._scheduler.has_room:
-            work = self._with_candidates.popleft()
-            if work.finished:
-                continue
-            assert isinstance(work.job, ScoreJob)
-            index = work.waiting_candidates.popleft()
-            tokens = work.job.candidates[index]
-            self._start_run(work, tokens, base=work.base_slot, candidate=index)
-            if work.waiting_candidates:
-                self._with_candidates.append(work)
 
     def _solve(self) -> None:
         begun = time.perf_counter()
@@ -274,14 +286,19 @@ class JobRunner:
 
     def _finish_runs(self) -> None:
         for run in [run for run in self._runs.values() if run.sequence.done]:
-            work = run.work
-            if isinstance(work.job, GenerateJob):
-                if work.ending is not None:
-                    self._finish_generate(run, work.job, work.ending)
-            elif run.candidate is None:
-                self._finish_main(run, work.job)
-            else:
-                self._finish_candidate(run, work.job)
+            if not run.work.finished:
+                with self._alone(run.work):
+                    self._finish(run)
+
+    def _finish(self, run: Run) -> None:
+        work = run.work
+        if isinstance(work.job, GenerateJob):
+            if work.ending is not None:
+                self._finish_generate(run, work.job, work.ending)
+        elif run.candidate is None:
+            self._finish_main(run, work.job)
+        else:
+            self._finish_candidate(run, work.job)
 
     def _finish_main(self, run: Run, job: ScoreJob) -> None:
         work = run.work
@@ -323,6 +340,7 @@ class JobRunner:
         work = run.work
         totals = totals_of(work.drawn)
         count = len(job.prompt) + len(work.drawn)
+        text = "" if ending.stop_string is not None else job.text.finish()
         committed = self._commit(run, totals_of(run.tokens) + totals, count)
         if committed is None:
             return
@@ -332,7 +350,7 @@ class JobRunner:
         job.sink(
             Generated(
                 reason=ending.reason,
-                text="" if ending.stop_string is not None else job.text.finish(),
+                text=text,
                 stop_string=ending.stop_string,
                 stop_id=ending.stop_id,
                 totals=totals,
@@ -368,7 +386,11 @@ class JobRunner:
         for run in list(work.runs):
             self._drop_run(run)
         self._end(work)
-        work.job.sink(Failed(error))
+        try:
+            work.job.sink(Failed(error))
+        except Exception:
+            # The caller's code: there is nobody else to tell, and other jobs to end.
+            log.exception("job %s cannot be told that it failed: %s", work.job.job_id, error)
 
     def _drop_run(self, run: Run, *, keep_slot: bool = False) -> None:
         del self._runs[run.sequence]
@@ -379,6 +401,9 @@ class JobRunner:
 
     def _end(self, work: Work) -> None:
         work.finished = True
+        self._release_base(work)
+
+    def _release_base(self, work: Work) -> None:
         if work.base_slot is not None:
             self._slots.release(work.base_slot)
             work.base_slot = None

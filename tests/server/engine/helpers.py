@@ -77,7 +77,7 @@ class Caller:
     """Submits jobs to an engine and waits for their events."""
 
     engine: Engine
-    timeout_s: float = 60.0
+    timeout_s: float = 10.0
     open: dict[str, "queue.Queue[Event]"] = field(default_factory=dict, repr=False)
 
     def score(self, tokens: tuple[int, ...], **options: object) -> str:
@@ -88,14 +88,16 @@ class Caller:
         """Submits a generation; returns the job's id."""
         options.setdefault("stop", Stop(max_tokens=max_tokens))
         options.setdefault("sampling", Sampling())
-        return self._submit(GenerateJob, prompt=prompt, text=PlainText(), **options)
+        options.setdefault("text", PlainText())
+        return self._submit(GenerateJob, prompt=prompt, **options)
 
     def _submit(self, kind: type, **fields: object) -> str:
         job_id = f"job-{next(_ids)}"
         fields.setdefault("solve", TIGHT)
         events: queue.Queue[Event] = queue.Queue()
         self.open[job_id] = events
-        self.engine.submit(kind(job_id=job_id, sink=events.put, **fields))
+        fields.setdefault("sink", events.put)
+        self.engine.submit(kind(job_id=job_id, **fields))
         return job_id
 
     def events(self, job_id: str) -> list[Event]:
