@@ -39,8 +39,17 @@ _AT_LEAST: dict[str, int] = {
     "max_nfe": 1,
     "default_max_nfe": 1,
 }
-# (smaller, larger): a default must lie within the bound that requests have.
+# Sizes that would fill the memory before anything could tell why, and what other code can take.
+_AT_MOST: dict[str, int] = {
+    "threads": 1024,
+    "max_batch_tokens": 1 << 16,
+    "max_sessions": 1_000_000,
+    "window": 4096,
+    "max_message_bytes": (1 << 31) - 1,
+}
+# (smaller, larger): a default lies within the bound of requests, and every sequence has a row.
 _ORDERED = (
+    ("max_running", "max_batch_tokens"),
     ("default_max_tokens", "max_tokens"),
     ("default_max_nfe", "max_nfe"),
     ("default_ttl_s", "max_ttl_s"),
@@ -164,8 +173,12 @@ class ServerConfig:
     reflection: bool = True
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # a file may say null
+            self._check(field.name, getattr(self, field.name) is not None, "set")
         for name, least in _AT_LEAST.items():
             self._check(name, getattr(self, name) >= least, f"at least {least}")
+        for name, most in _AT_MOST.items():
+            self._check(name, getattr(self, name) <= most, f"at most {most}")
         self._check("port", 0 <= self.port <= _MAX_PORT, f"in [0, {_MAX_PORT}]")
         bound = f"in [0, {_MAX_PORT}], or {METRICS_OFF} for none"
         self._check("metrics_port", METRICS_OFF <= self.metrics_port <= _MAX_PORT, bound)

@@ -32,14 +32,23 @@ def load_engine(source: ModelSource, config: ServerConfig, observer: Observer) -
     checkpoint = load_checkpoint(source.path, device=device)
     if checkpoint.tokenizer is None:
         raise CheckpointError(f"checkpoint {source.path} has no vocab.txt or tokenizer.model")
-    engine = Engine(
-        checkpoint,
-        name=source.name,
-        device=device,
-        dtype=dtype,
-        limits=config.engine_limits,
-        observer=observer,
-    )
+    try:
+        engine = Engine(
+            checkpoint,
+            name=source.name,
+            device=device,
+            dtype=dtype,
+            limits=config.engine_limits,
+            observer=observer,
+        )
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise ServerConfigError(
+            f"model {source.name} must fit into the memory of {device} with max_sessions = "
+            f"{config.max_sessions}, max_running = {config.max_running} and max_batch_tokens = "
+            f"{config.max_batch_tokens}: it does not"
+        ) from error
     engine.start()
     _log.info(
         "loaded model %s: %s parameters, %s on %s, in %.1f s",
@@ -50,6 +59,14 @@ def load_engine(source: ModelSource, config: ServerConfig, observer: Observer) -
         time.monotonic() - began,
     )
     return engine
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether there is no room; on a CPU torch tells that by its words alone."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    return "allocate memory" in text or "overflow" in text
 
 
 def pick_device(name: str) -> torch.device:

@@ -78,8 +78,12 @@ def _split(arguments: list[str]) -> tuple[list[str], Path | None, list[str]]:
     if found.config is None:
         return found.model, None, rest
     file = Path(found.config)
-    if not file.is_file():
-        raise ServerConfigError(f"config must be a readable YAML file, got {found.config!r}")
+    try:
+        file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ServerConfigError(
+            f"config must be a readable YAML file, got {found.config!r}: {error}"
+        ) from error
     return found.model, file, rest
 
 
@@ -103,7 +107,7 @@ def _make_parser(prog: str, file: Path | None) -> ArgumentParser:
 def _build(found: Namespace) -> ServerConfig:
     names = {field.name for field in dataclasses.fields(ServerConfig)}
     values = {name: value for name, value in vars(found).items() if name in names}
-    model = values.pop("model")
+    model = values.pop("model") or []
     if isinstance(model, str):
         model = model.split(",")
     return ServerConfig(model=tuple(model), **values)

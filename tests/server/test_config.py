@@ -91,6 +91,19 @@ def test_unknown_keys_of_the_file_are_errors(tmp_path, capsys):
     assert "widnow" in capsys.readouterr().err
 
 
+def test_a_file_of_other_bytes_is_told(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(b"window: \xff\xfe")
+    with pytest.raises(ServerConfigError, match=r"readable YAML file.*utf-8"):
+        parse("--config", path)
+
+
+def test_a_model_of_null_is_none(tmp_path):
+    path = tmp_path / "null.yaml"
+    path.write_text("model: null\n")
+    assert parse("--config", path).model == ()
+
+
 def test_a_missing_file_is_told():
     with pytest.raises(ServerConfigError, match=r"config must be a readable YAML file, got 'no'"):
         parse("--config", "no")
@@ -109,6 +122,14 @@ def test_a_missing_file_is_told():
         ({"max_ttl_s": float("inf")}, r"max_ttl_s must be finite and above 0, got inf"),
         ({"default_max_tokens": 9999}, r"default_max_tokens must be at most max_tokens = 4096"),
         ({"default_max_nfe": 2000}, r"default_max_nfe must be at most max_nfe = 1000, got 2000"),
+        ({"max_running": 600}, r"max_running must be at most max_batch_tokens = 512, got 600"),
+        ({"max_batch_tokens": 16}, r"max_running must be at most max_batch_tokens = 16, got 32"),
+        ({"max_batch_tokens": 10**10}, r"max_batch_tokens must be at most 65536, got 10000000000"),
+        ({"max_sessions": 10**11}, r"max_sessions must be at most 1000000, got 100000000000"),
+        ({"window": 10**9}, r"window must be at most 4096, got 1000000000"),
+        ({"threads": 100_000}, r"threads must be at most 1024, got 100000"),
+        ({"max_message_bytes": 1 << 31}, r"max_message_bytes must be at most 2147483647, got"),
+        ({"port": None}, r"port must be set, got None"),
         ({"model": ("a",)}, r"model must be NAME=PATH, got 'a'"),
         ({"model": ("a=x", "a=y")}, r"model 'a' must be named once, got 2"),
     ],

@@ -150,6 +150,16 @@ def test_an_impossible_value(capsys):
     )
 
 
+def test_more_memory_than_there_is(capsys, broken):
+    config = broken / "config.json"
+    config.write_text(config.read_text().replace('"mem_len": 16', '"mem_len": 1000000000000'))
+    code, told = run(capsys, "--model", f"a={broken}", *PORTS)
+    assert code == 1
+    assert "model a must fit into the memory of cpu" in told
+    assert "max_sessions = 256" in told
+    assert told.count("\n") == 1, "one line"
+
+
 def test_a_device_that_is_not_there(capsys, tiny_models):
     code, told = run(capsys, "--model", f"a={tiny_models / 'words'}", *PORTS, "--device", "cuda:99")
     assert code == 1
