@@ -88,7 +88,7 @@ async def _run(server: "Server") -> None:
 
 
 def _stop_signal() -> asyncio.Event:
-    """Set by the first SIGTERM or SIGINT; a second one has its usual effect."""
+    """Set by the first SIGTERM or SIGINT; a second one ends the process at once."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     signals = (signal.SIGTERM, signal.SIGINT)
@@ -97,6 +97,8 @@ def _stop_signal() -> asyncio.Event:
         stop.set()
         for number in signals:
             loop.remove_signal_handler(number)
+            # Python's own handler of SIGINT would unwind with a traceback.
+            signal.signal(number, signal.SIG_DFL)
 
     for number in signals:
         loop.add_signal_handler(number, take)

@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from server.__main__ import main
-from tests.server.calls import Stubs
+from tests.server.calls import ENDLESS, TIMEOUT_S, Stubs
 
 ROOT = Path(__file__).resolve().parents[2]
 READY = re.compile(r"serving (\S+) at (\S+), metrics (\S+)")
@@ -45,8 +45,12 @@ class Process:
 
     def wait_ready(self) -> re.Match[str]:
         """The line that tells where it serves."""
+        return self.wait_line(READY)
+
+    def wait_line(self, pattern: re.Pattern[str]) -> re.Match[str]:
+        """A line that it logs."""
         while (line := self._news.get(timeout=100)) is not None:
-            if found := READY.search(line):
+            if found := pattern.search(line):
                 return found
         raise AssertionError("it ended: " + "".join(self.lines))
 
@@ -73,6 +77,26 @@ def test_a_signal_ends_it_in_an_orderly_way(tiny_models, number):
     assert "loaded model tiny: 3,991 parameters, float32 on cpu, in" in text
     assert "stopped" in text
     assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_it_at_once(tiny_models, number):
+    process = Process("--model", f"tiny={tiny_models / 'words'}", "--port", "0", "--metrics-port=0")
+    try:
+        ready = process.wait_ready()
+        with grpc.insecure_channel(ready[2]) as channel:
+            call = Stubs(channel).begin_score("the of " * 1000, solver=ENDLESS)
+            # Answered after the call above, which therefore runs.
+            Stubs(channel).score("the of", timeout=TIMEOUT_S)
+            process.process.send_signal(number)
+            process.wait_line(re.compile("stopping"))
+            process.process.send_signal(number)
+            assert process.wait() == -number
+            assert call.exception().code() is grpc.StatusCode.UNAVAILABLE
+    finally:
+        process.process.kill()
+        process.process.wait()
+    assert "Traceback" not in "".join(process.lines)
 
 
 def run(capsys, *arguments):
