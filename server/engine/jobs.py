@@ -8,13 +8,11 @@ from collections.abc import Sequence as Seq
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from deq_model.model import DEQLanguageModel
 from server.engine.batch import Accepted, Batch
 from server.engine.errors import Cancelled, EngineError, EngineFailed, NotConverged
 from server.engine.observer import Observer, Unobserved
+from server.engine.predictions import Prediction, score
 from server.engine.sampling import NextToken, draw
 from server.engine.scheduler import Scheduler, Sequence
 from server.engine.sessions import SessionTable
@@ -30,7 +28,6 @@ from server.engine.types import (
     ScoreJob,
     SessionView,
     Solve,
-    Solved,
     SolveStats,
     TokenLogprob,
     Totals,
@@ -38,19 +35,6 @@ from server.engine.types import (
 from server.engine.work import Ending, Run, Work, totals_of
 
 log = logging.getLogger(__name__)
-
-_FULL_ROWS = 32
-"""Whole distributions computed at once, for alternatives: bounds the memory of long requests."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Prediction:
-    """A state that predicts the next token of a run: ``target``, or one to be drawn."""
-
-    run: Run
-    hidden: Tensor
-    solved: Solved
-    target: int | None
 
 
 class JobRunner:
@@ -74,7 +58,7 @@ class JobRunner:
         self._scheduler, self._sessions = scheduler, sessions
         self._eos_id = eos_id
         self._runs: dict[Sequence, Run] = {}
-        self._predictions: list[_Prediction] = []
+        self._predictions: list[Prediction] = []
         self._with_candidates: deque[Work] = deque()
 
     @property
@@ -153,7 +137,7 @@ class JobRunner:
         sequence.start = self._slab.length(slot)
         hidden, solved = self._slab.last(slot)
         first = tokens[0] if tokens else None
-        self._predictions.append(_Prediction(run, hidden, solved, first))
+        self._predictions.append(Prediction(run, hidden, solved, first))
         return run
 
     def step(self) -> None:
@@ -163,7 +147,7 @@ class JobRunner:
             self._solve()
         predictions, self._predictions = self._predictions, []
         alive = [p for p in predictions if not p.run.work.finished]
-        self._score([p for p in alive if p.target is not None])
+        score(self._softmax, [p for p in alive if p.target is not None])
         for prediction in alive:
             if prediction.target is None:
                 with self._alone(prediction.run.work):
@@ -204,41 +188,9 @@ class JobRunner:
         last = token.index == len(run.sequence.inputs) - 1
         drawing = last and work.ending is None and isinstance(work.job, GenerateJob)
         if target is not None or drawing:
-            self._predictions.append(_Prediction(run, token.z_star, solved, target))
+            self._predictions.append(Prediction(run, token.z_star, solved, target))
 
-    def _score(self, predictions: list[_Prediction]) -> None:
-        if not predictions:
-            return
-        hidden = torch.stack([p.hidden for p in predictions])
-        targets = torch.tensor([p.target for p in predictions], device=hidden.device)
-        logprobs = self._softmax.target_logprob(hidden, targets).tolist()
-        alternatives = self._alternatives(predictions)
-        for i, (prediction, logprob) in enumerate(zip(predictions, logprobs, strict=True)):
-            assert prediction.target is not None
-            prediction.run.tokens.append(
-                TokenLogprob(prediction.target, logprob, alternatives.get(i, ()), prediction.solved)
-            )
-
-    def _alternatives(
-        self, predictions: list[_Prediction]
-    ) -> dict[int, tuple[tuple[int, float], ...]]:
-        wanted = {
-            i: p.run.work.job.top_k
-            for i, p in enumerate(predictions)
-            if isinstance(p.run.work.job, ScoreJob) and p.run.work.job.top_k > 0
-        }
-        found: dict[int, tuple[tuple[int, float], ...]] = {}
-        order = list(wanted)
-        for begin in range(0, len(order), _FULL_ROWS):
-            part = order[begin : begin + _FULL_ROWS]
-            full = self._softmax.log_prob(torch.stack([predictions[i].hidden for i in part]))
-            most = min(max(wanted[i] for i in part), full.shape[1])
-            best, ids = full.topk(most, dim=1)
-            for i, row, row_ids in zip(part, best.tolist(), ids.tolist(), strict=True):
-                found[i] = tuple(zip(row_ids, row, strict=True))[: wanted[i]]
-        return found
-
-    def _draw(self, prediction: _Prediction) -> None:
+    def _draw(self, prediction: Prediction) -> None:
         run, work = prediction.run, prediction.run.work
         job = work.job
         assert isinstance(job, GenerateJob)
