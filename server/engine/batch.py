@@ -115,6 +115,7 @@ class Batch:
         )
         self._injection = like.new_zeros(max_batch_tokens, 3 * config.d_model)
         self._nfe = [0] * max_batch_tokens
+        self._unsettled: set[int] = set()
         self._positions = weights.position_table(config.klen, like.dtype)
 
     def enter(self, entries: Seq[Entry]) -> None:
@@ -144,11 +145,15 @@ class Batch:
         sequences = [s for s in scheduler.running if s.rows]
         row_ids = [row for sequence in sequences for row in sequence.active]
         rows = torch.tensor(row_ids, device=self._injection.device)
-        head = [i == 0 for sequence in sequences for i in range(len(sequence.active))]
+        settled = [
+            i == 0 and row not in self._unsettled
+            for sequence in sequences
+            for i, row in enumerate(sequence.active)
+        ]
         z = self._solver.propose(rows)
         attend = PackedAttention(self._weights, self._slab, self._positions, sequences)
         f_z = self._weights(z, self._injection[rows], attend)
-        seen = self._solver.observe(rows, f_z, settled=torch.tensor(head, device=rows.device))
+        seen = self._solver.observe(rows, f_z, settled=torch.tensor(settled, device=rows.device))
         for row in row_ids:
             self._nfe[row] += 1
         residual = seen.residual_rel.tolist()
@@ -162,6 +167,9 @@ class Batch:
         done = Counter(token.sequence for token in accepted)
         for sequence in sequences:
             scheduler.accept(sequence, done[sequence])
+        # What these rows saw last was f behind another state than the one that was accepted.
+        moved = {v.sequence for v in verdicts if not v.converged}
+        self._unsettled = {sequence.rows[0] for sequence in moved if sequence.rows}
         return accepted
 
     def _judge(
