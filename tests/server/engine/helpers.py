@@ -77,7 +77,7 @@ class Caller:
     """Submits jobs to an engine and waits for their events."""
 
     engine: Engine
-    timeout_s: float = 10.0
+    timeout_s: float = 60.0
     open: dict[str, "queue.Queue[Event]"] = field(default_factory=dict, repr=False)
 
     def score(self, tokens: tuple[int, ...], **options: object) -> str:

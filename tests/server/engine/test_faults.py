@@ -66,7 +66,7 @@ def test_neither_jobs_nor_candidates_starve(max_running: int) -> None:
         for _ in range(40):
             last = caller.score((1,), sink=lambda _: order.put("plain"))
         gate.open.set()
-        ended = [order.get(timeout=10) for _ in range(42)]
+        ended = [order.get(timeout=60) for _ in range(42)]
     assert many
     assert few
     assert last
@@ -141,7 +141,7 @@ def test_a_job_without_tokens_fails_alone() -> None:
 def test_a_dead_thread_answers_what_it_had_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     with running_engine(MODEL) as caller:
         job = caller.generate((1,), 100_000)
-        caller.open[job].get(timeout=10)
+        caller.open[job].get(timeout=60)
 
         def dies() -> None:
             raise SystemExit  # ends a thread without a word
@@ -158,7 +158,7 @@ def test_a_slot_does_not_pass_on_what_it_held() -> None:
         clean = caller.result(caller.score((1, 2)))
         # Beside a long history attention looks at all entries of a slot.
         mate = caller.generate((1,) * 12, 100_000, stop=Stop(max_tokens=100_000, eos_id=None))
-        caller.open[mate].get(timeout=10)
+        caller.open[mate].get(timeout=60)
         caller.result(caller.score((1, 7, 2, 7, 2, 7, 1, 1, 1, 1, 1)))
         event = caller.result(caller.score((1, 2)))
         caller.engine.cancel(mate)
