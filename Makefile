@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo lint format proto slow lock clean
+.PHONY: help setup test demo lint format proto slow accuracy lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ proto: $(INSTALLED) ## generate the gRPC stubs that are out of date
 
 slow: setup ## the tests that take longer
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+accuracy: setup ## what tolerance, number format and cutting cost the bundled model
+	$(BIN)/python benchmarks/accuracy.py models/shakespeare-ift-jr data/corpus/test.txt.xz
 
 lock: $(INSTALLED) ## move requirements/lock.txt to the newest versions that pyproject.toml allows
 	$(PIP) uv
