@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from deq_model.model import DEQLanguageModel
 from server.engine.batch import Accepted, Batch
@@ -77,6 +76,8 @@ class JobRunner:
         """What breaks inside ends this job and no other."""
         try:
             yield
+        except EngineError as error:
+            self.fail(work, error)
         except Exception:
             # Sinks and text sinks are the caller's code, run on this thread: whatever they raise
             # must not end the jobs of others.
@@ -88,8 +89,7 @@ class JobRunner:
         if job.lease is not None:
             base = self._sessions.base(job.lease)
             if base is None:
-                self.fail(work, Cancelled("the session was released"))
-                return
+                raise Cancelled("the session was released")
             work.base_slot = base.slot
             work.base_position, work.base_totals = base.position, base.totals
         if isinstance(job, ScoreJob):
@@ -259,11 +259,9 @@ class JobRunner:
             work.base_slot = run.sequence.slot
             self._with_candidates.append(work)
             return
-        committed = self._commit(run, totals_of(run.tokens), len(job.tokens))
-        if committed is None:
-            return
-        self._drop_run(run, keep_slot=committed.session is not None)
-        self._emit_scored(work, job, committed.session)
+        session = self._commit(run, totals_of(run.tokens), len(job.tokens))
+        self._drop_run(run, keep_slot=session is not None)
+        self._emit_scored(work, job, session)
 
     def _finish_candidate(self, run: Run, job: ScoreJob) -> None:
         work = run.work
@@ -293,10 +291,8 @@ class JobRunner:
         totals = totals_of(work.drawn)
         count = len(job.prompt) + len(work.drawn)
         text = "" if ending.stop_string is not None else job.text.finish()
-        committed = self._commit(run, totals_of(run.tokens) + totals, count)
-        if committed is None:
-            return
-        self._drop_run(run, keep_slot=committed.session is not None)
+        session = self._commit(run, totals_of(run.tokens) + totals, count)
+        self._drop_run(run, keep_slot=session is not None)
         self._end(work)
         first = work.first_token
         job.sink(
@@ -306,19 +302,23 @@ class JobRunner:
                 stop_string=ending.stop_string,
                 stop_id=ending.stop_id,
                 totals=totals,
-                session=committed.session,
-                position=count if committed.session is None else committed.session.position,
+                session=session,
+                position=count if session is None else session.position,
                 stats=work.stats,
                 times=work.times(time.monotonic()),
                 time_to_first_token_s=None if first is None else first - work.submitted,
             )
         )
 
-    def _commit(self, run: Run, totals: Totals, count: int) -> "_Committed | None":
-        """Gives a finished run's slot to its session, if it has one; None if that failed."""
+    def _commit(self, run: Run, totals: Totals, count: int) -> SessionView | None:
+        """Gives a finished run's slot to its session; None for a job without one.
+
+        Raises:
+            Cancelled: the lease is over; the slot is still the run's.
+        """
         work = run.work
         if work.job.lease is None:
-            return _Committed(None)
+            return None
         session = self._sessions.commit(
             work.job.lease,
             slot=run.sequence.slot,
@@ -327,9 +327,8 @@ class JobRunner:
             last_token=run.sequence.inputs[-1],
         )
         if session is None:
-            self.fail(work, Cancelled("the session was released"))
-            return None
-        return _Committed(session)
+            raise Cancelled("the session was released")
+        return session
 
     def fail(self, work: Work, error: EngineError) -> None:
         """Ends a job without a trace in its session."""
@@ -359,10 +358,3 @@ class JobRunner:
         if work.base_slot is not None:
             self._slots.release(work.base_slot)
             work.base_slot = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Committed:
-    """The session after a commit; None for a job without one."""
-
-    session: SessionView | None

@@ -371,7 +371,7 @@ class EngineLimits:
 
     Attributes:
         max_batch_tokens: rows in one call of f.
-        max_running: sequences (requests, or candidates of one) solved together.
+        max_running: sequences (requests, or candidates of one) solved together; jobs begun.
         max_queue: jobs that may wait.
         max_queue_tokens: tokens that may wait.
         max_sessions: sessions held.
