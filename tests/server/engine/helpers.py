@@ -2,6 +2,7 @@
 
 import itertools
 import queue
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import torch
 from deq_model.checkpoint import LoadedCheckpoint
 from deq_model.config import ModelConfig
 from deq_model.model import DEQLanguageModel
+from deq_model.solvers.options import SolverOptions
 from deq_model.tokenizers.word import WordTokenizer
 from server.engine.engine import Engine
 from server.engine.types import (
@@ -22,12 +24,16 @@ from server.engine.types import (
     Lease,
     Piece,
     Sampling,
+    Scored,
     ScoreJob,
     Solve,
     Stop,
 )
 
 TIGHT = Solve(tol=1e-7, max_nfe=200)
+EXACT = SolverOptions(tol=1e-8, max_nfe=500, depth=30)
+NEAR = 2e-5
+"""What tolerances of 1e-7 may do to a log-probability of these models."""
 _ids = itertools.count()
 
 
@@ -55,9 +61,43 @@ def small_model(
     return model
 
 
+def reference(
+    model: DEQLanguageModel, tokens: tuple[int, ...], options: SolverOptions = EXACT
+) -> list[float]:
+    """Log-probabilities of ``tokens`` after <eos>, segment by segment, as in evaluation."""
+    stream = torch.tensor([[0, *tokens]])
+    memory, found = model.empty_memory(1), []
+    tgt_len = model.config.tgt_len
+    for begin in range(0, len(tokens), tgt_len):
+        block = model.solve_block(stream[:, begin : begin + tgt_len], memory, options)
+        assert block.solution.converged
+        memory = block.memory
+        targets = stream[:, begin + 1 : begin + tgt_len + 1]
+        found += (-model.nll(block.hidden[:, : targets.shape[1]], targets))[0].tolist()
+    return found
+
+
+def logprobs(event: Event) -> list[float]:
+    """Of the tokens of a score."""
+    assert isinstance(event, Scored), event
+    return [token.logprob for token in event.tokens]
+
+
 def drawn_ids(events: list[Event]) -> list[int]:
     """Ids of the tokens drawn."""
     return [event.token.token_id for event in events if isinstance(event, Drawn)]
+
+
+class Gate:
+    """A sink that holds the engine's thread at the first event until it is opened."""
+
+    def __init__(self) -> None:
+        self.reached, self.open = threading.Event(), threading.Event()
+
+    def __call__(self, event: Event) -> None:
+        """Holds the thread."""
+        self.reached.set()
+        assert self.open.wait(60)
 
 
 class PlainText:

@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deq_model.model import DEQLanguageModel
 from deq_model.solvers.options import SolverOptions
 from server.engine.errors import (
     Cancelled,
@@ -25,42 +24,23 @@ from server.engine.types import (
     EngineLimits,
     Event,
     Failed,
-    Generated,
     PromptSolved,
-    Sampling,
     Scored,
     Solve,
-    Stop,
 )
 from tests.deq_model.golden import load_golden
-from tests.server.engine.helpers import TIGHT, Caller, drawn_ids, running_engine, small_model
+from tests.server.engine.helpers import (
+    NEAR,
+    TIGHT,
+    Caller,
+    logprobs,
+    reference,
+    running_engine,
+    small_model,
+)
 
 MODEL = small_model().eval()
-EXACT = SolverOptions(tol=1e-8, max_nfe=500, depth=30)
-NEAR = 2e-5
-"""What tolerances of 1e-7 may do to a log-probability of these models."""
 TEXT = tuple(torch.randint(0, 40, (29,), generator=torch.Generator().manual_seed(1)).tolist())
-
-
-def reference(
-    model: DEQLanguageModel, tokens: tuple[int, ...], options: SolverOptions = EXACT
-) -> list[float]:
-    """Log-probabilities of ``tokens`` after <eos>, segment by segment, as in evaluation."""
-    stream = torch.tensor([[0, *tokens]])
-    memory, found = model.empty_memory(1), []
-    tgt_len = model.config.tgt_len
-    for begin in range(0, len(tokens), tgt_len):
-        block = model.solve_block(stream[:, begin : begin + tgt_len], memory, options)
-        assert block.solution.converged
-        memory = block.memory
-        targets = stream[:, begin + 1 : begin + tgt_len + 1]
-        found += (-model.nll(block.hidden[:, : targets.shape[1]], targets))[0].tolist()
-    return found
-
-
-def logprobs(event: Event) -> list[float]:
-    assert isinstance(event, Scored), event
-    return [token.logprob for token in event.tokens]
 
 
 def error_of(event: Event) -> EngineError:
@@ -101,6 +81,7 @@ def test_cutting_a_text_into_calls_changes_nothing(caller: Caller, cuts: set[int
             assert event.position == end
             assert event.session is not None
             assert event.session.totals.scored_tokens == end
+            assert event.session.last_token == TEXT[end - 1]
             found += logprobs(event)
     assert found == pytest.approx(reference(MODEL, TEXT), abs=NEAR)
 
@@ -176,61 +157,6 @@ def test_figures_of_the_solver_add_up(caller: Caller) -> None:
     assert 0 < stats.residual_max <= TIGHT.tol
     assert stats.status == "converged"
     assert all(token.solved.residual <= TIGHT.tol for token in event.tokens)
-
-
-def test_greedy_generation_follows_the_likeliest_word(caller: Caller) -> None:
-    events = caller.events(caller.generate(TEXT[:4], 12, sampling=Sampling(temperature=0)))
-    assert isinstance(events[0], PromptSolved)
-    assert events[0].totals.logprob_sum == pytest.approx(sum(reference(MODEL, TEXT[:4])), abs=NEAR)
-    final = events[-1]
-    assert isinstance(final, Generated)
-    assert (final.reason, final.totals.scored_tokens, len(drawn_ids(events))) == ("length", 12, 12)
-    again = caller.result(caller.score((*TEXT[:4], *drawn_ids(events)), top_k=1))
-    assert isinstance(again, Scored)
-    assert [t.alternatives[0][0] for t in again.tokens[4:]] == drawn_ids(events)
-    assert final.totals.logprob_sum == pytest.approx(sum(logprobs(again)[4:]), abs=NEAR)
-
-
-def test_seeds_reproduce_beside_other_requests(caller: Caller) -> None:
-    sampling = Sampling(temperature=1.2, top_p=0.95, seed=11)
-    alone = drawn_ids(caller.events(caller.generate(TEXT[:3], 20, sampling=sampling)))
-    others = [caller.score(TEXT) for _ in range(3)]
-    job = caller.generate(TEXT[:3], 20, sampling=sampling)
-    others += [caller.generate((), 15, sampling=Sampling(seed=5)) for _ in range(2)]
-    assert drawn_ids(caller.events(job)) == alone
-    for other in others:
-        caller.result(other)
-    different = caller.generate(TEXT[:3], 20, sampling=Sampling(temperature=1.2, seed=12))
-    assert drawn_ids(caller.events(different)) != alone
-
-
-def test_a_generation_is_committed_whole(caller: Caller) -> None:
-    with caller.session() as lease:
-        caller.result(caller.score(TEXT[:5], lease=lease))
-        events = caller.events(caller.generate((7,), 6, lease=lease))
-        tokens = drawn_ids(events)
-        final = events[-1]
-        assert isinstance(final, Generated)
-        assert final.position == 5 + 1 + 6
-        event = caller.result(caller.score((3,), lease=lease))
-        expected = reference(MODEL, (*TEXT[:5], 7, *tokens, 3))[-1:]
-        assert logprobs(event) == pytest.approx(expected, abs=NEAR)
-
-
-def test_endings(caller: Caller) -> None:
-    greedy = Sampling(temperature=0)
-    first = drawn_ids(caller.events(caller.generate((), 4, sampling=greedy)))
-    stop = Stop(max_tokens=10, stop_ids=frozenset({first[1]}))
-    events = caller.events(caller.generate((), 0, sampling=greedy, stop=stop))
-    final = events[-1]
-    assert isinstance(final, Generated)
-    assert (final.reason, final.stop_id) == ("stop_id", first[1])
-    at = first.index(first[1])
-    assert drawn_ids(events) == first[: at + 1]
-    late = Stop(max_tokens=10, min_tokens=4, stop_ids=frozenset(range(39)))
-    final = caller.result(caller.generate((), 0, sampling=greedy, stop=late))
-    assert isinstance(final, Generated)
-    assert final.totals.scored_tokens > 4
 
 
 def test_budget_is_kept_and_reported(caller: Caller) -> None:

@@ -1,29 +1,16 @@
 """What goes wrong inside one job, or inside the engine, and who is told of it."""
 
 import itertools
-import queue
-import threading
 
 import pytest
 import torch
 from torch import Tensor
 
 from server.engine.errors import EngineFailed
-from server.engine.types import EngineLimits, Event, Failed, Generated, Piece, Scored, Stop
+from server.engine.types import Event, Failed, Generated, Piece, Scored, Stop
 from tests.server.engine.helpers import PlainText, running_engine, small_model
 
 MODEL = small_model().eval()
-
-
-class Gate:
-    """A sink that holds the engine's thread at the first event until it is opened."""
-
-    def __init__(self) -> None:
-        self.reached, self.open = threading.Event(), threading.Event()
-
-    def __call__(self, event: Event) -> None:
-        self.reached.set()
-        assert self.open.wait(60)
 
 
 class Broken(PlainText):
@@ -41,38 +28,6 @@ class Broken(PlainText):
         if self._at == "finish":
             raise RuntimeError("broken text")
         return super().finish()
-
-
-def test_jobs_with_candidates_never_outgrow_the_slots() -> None:
-    limits = EngineLimits(max_batch_tokens=4, max_running=1, window=2, max_sessions=1)
-    gate = Gate()
-    with running_engine(MODEL, limits) as caller:
-        caller.score((1,), sink=gate)
-        assert gate.reached.wait(60)
-        jobs = [caller.score((i,), candidates=((1,), (2,), (3,))) for i in range(6)]
-        gate.open.set()
-        assert all(isinstance(caller.result(job), Scored) for job in jobs)
-
-
-@pytest.mark.parametrize("max_running", [1, 2])
-def test_neither_jobs_nor_candidates_starve(max_running: int) -> None:
-    limits = EngineLimits(max_batch_tokens=8, max_running=max_running, window=2)
-    gate, order = Gate(), queue.SimpleQueue[str]()
-    with running_engine(MODEL, limits) as caller:
-        caller.score((1,), sink=gate)
-        assert gate.reached.wait(60)
-        many = caller.score((1,), candidates=((1,),) * 20, sink=lambda _: order.put("many"))
-        few = caller.score((1,), candidates=((1,),) * 3, sink=lambda _: order.put("few"))
-        for _ in range(40):
-            last = caller.score((1,), sink=lambda _: order.put("plain"))
-        gate.open.set()
-        ended = [order.get(timeout=60) for _ in range(42)]
-    assert many
-    assert few
-    assert last
-    assert ended.index("many") < 30, "candidates wait for as long as there are other jobs"
-    if max_running > 1:
-        assert ended.index("plain") < ended.index("many"), "jobs wait for all candidates"
 
 
 @pytest.mark.parametrize("at", ["feed", "finish"])
