@@ -155,6 +155,9 @@ def test_figures_of_the_solver_add_up(caller: Caller) -> None:
     assert stats.token_evaluations >= 2 * stats.solved_tokens
     assert stats.nfe_total <= stats.token_evaluations <= 5 * stats.nfe_total  # window of 5
     assert 0 < stats.residual_max <= TIGHT.tol
+    residuals = sum(token.solved.residual for token in event.tokens)
+    assert residuals <= stats.residual_sum <= residuals + stats.residual_max  # of the last token
+    assert event.times.queue_s > 0
     assert stats.status == "converged"
     assert all(token.solved.residual <= TIGHT.tol for token in event.tokens)
 
@@ -254,6 +257,8 @@ def test_the_queue_is_bounded_and_everything_accepted_ends() -> None:
         assert isinstance(error_of(caller.result(waiting[0])), Cancelled)
         with pytest.raises(QueueFull, match="waiting tokens must be at most 40, got 2 and 39"):
             caller.score((1,) * 39)
+        with pytest.raises(QueueFull, match="got 2 and 39"):
+            caller.generate((1,), 38)
         caller.engine.cancel(running)
         caller.result(running)
         assert all(isinstance(caller.result(job), Scored) for job in waiting[1:])
