@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from client.errors import ErrorDetails, FieldViolation, InvalidArgument
+
 DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
 """Where a server started without options listens."""
 
@@ -27,5 +29,13 @@ OPTIONS: Final[tuple[tuple[str, int], ...]] = (
 
 
 def owner_metadata(owner: str) -> tuple[tuple[str, str], ...]:
-    """Metadata of every call of one owner."""
+    """Metadata of every call of one owner.
+
+    Raises:
+        InvalidArgument: metadata cannot carry the name.
+    """
+    if not (owner.isascii() and owner.isprintable()):
+        bound = f"must be printable ASCII, got {owner!r}"
+        violation = FieldViolation(field="owner", description=bound)
+        raise InvalidArgument(f"owner {bound}", details=ErrorDetails(violations=(violation,)))
     return ((OWNER_KEY, owner),) if owner else ()

@@ -54,7 +54,7 @@ def input_to_pb(value: Input | None) -> common_pb2.Input | None:
     if value is None:
         return None
     if isinstance(value, str):
-        return common_pb2.Input(text=value)
+        return common_pb2.Input(text=_unicode(value))
     return common_pb2.Input(token_ids=_token_ids(value))
 
 
@@ -113,7 +113,7 @@ def stream_piece(piece: StreamPiece) -> scoring_pb2.ScoreStreamRequest:
     if isinstance(piece, Flush):
         return scoring_pb2.ScoreStreamRequest(flush=scoring_pb2.Flush())
     if isinstance(piece, str):
-        return scoring_pb2.ScoreStreamRequest(text=piece)
+        return scoring_pb2.ScoreStreamRequest(text=_unicode(piece))
     return scoring_pb2.ScoreStreamRequest(token_ids=_token_ids(piece))
 
 
@@ -137,6 +137,11 @@ def generate_request(
         logprobs=_unsigned("logprobs", logprobs),
         solver=solver_to_pb(solver),
     )
+
+
+def tokenize_request(model: str, text: str) -> tokenizer_pb2.TokenizeRequest:
+    """Build the request of Tokenize."""
+    return tokenizer_pb2.TokenizeRequest(model=model, text=_unicode(text))
 
 
 def detokenize_request(model: str, ids: Iterable[int]) -> tokenizer_pb2.DetokenizeRequest:
@@ -182,6 +187,19 @@ def _unsigned(name: str, value: int | None, *, bits: int = 32) -> int | None:
     bound = f"must be in [0, {2**bits - 1}], got {value}"
     violation = FieldViolation(field=name, description=bound)
     raise InvalidArgument(f"{name} {bound}", details=ErrorDetails(violations=(violation,)))
+
+
+def _unicode(text: str) -> str:
+    """Refuse text that UTF-8 cannot carry, as arguments of other bytes become."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        code = f"U+{ord(text[error.start]):04X} at character {error.start}"
+        bound = f"must be Unicode, got the lone surrogate {code}"
+        violation = FieldViolation(field="text", description=bound)
+        details = ErrorDetails(violations=(violation,))
+        raise InvalidArgument(f"text {bound}", details=details) from None
+    return text
 
 
 # --- from protobuf ---

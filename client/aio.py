@@ -35,7 +35,6 @@ from deqlm.v1 import (
     scoring_pb2_grpc,
     session_pb2,
     session_pb2_grpc,
-    tokenizer_pb2,
     tokenizer_pb2_grpc,
 )
 
@@ -231,7 +230,7 @@ class AsyncClient:
 
     async def tokenize(self, text: str, *, model: str = "") -> types.Tokenized:
         """Encode text."""
-        request = tokenizer_pb2.TokenizeRequest(model=model, text=text)
+        request = _convert.tokenize_request(model, text)
         return _convert.tokenized(
             await self._call(self._tokenizer.Tokenize, request, ON_UNAVAILABLE)
         )
