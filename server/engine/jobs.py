@@ -104,7 +104,10 @@ class JobRunner:
         self._release_base(work)
 
     def start_candidate(self) -> bool:
-        """Starts one candidate of the job whose turn it is; False when none waits."""
+        """Starts one candidate of the job whose turn it is; False when none may start."""
+        running = sum(run.candidate is not None for run in self._runs.values())
+        if running >= self._scheduler.most_candidates:
+            return False
         while self._with_candidates:
             work = self._with_candidates.popleft()
             if work.finished:

@@ -104,6 +104,11 @@ class Scheduler:
         return len(self._running) < self._max_running
 
     @property
+    def most_candidates(self) -> int:
+        """How many candidates may run: with a quarter of the room others need not wait for them."""
+        return self._max_running - self._max_running // 4
+
+    @property
     def active_rows(self) -> int:
         """Rows of the next call, before new ones enter."""
         return sum(len(sequence.active) for sequence in self._running)

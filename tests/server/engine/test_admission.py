@@ -1,11 +1,12 @@
 """Who is let in when: slots that suffice, and turns between jobs and candidates."""
 
 import queue
+import threading
 
 import pytest
 
 from server.engine.observer import Unobserved
-from server.engine.types import EngineLimits, Scored
+from server.engine.types import EngineLimits, Failed, Scored
 from tests.server.engine.helpers import Gate, running_engine, small_model
 
 MODEL = small_model().eval()
@@ -16,9 +17,12 @@ class Counting(Unobserved):
 
     def __init__(self) -> None:
         self.sequences: list[int] = []
+        self.many = threading.Event()
 
     def step(self, *, rows: int, sequences: int, seconds: float) -> None:
         self.sequences.append(sequences)
+        if sequences >= 3:
+            self.many.set()
 
 
 def test_all_that_wait_join_the_next_call() -> None:
@@ -64,3 +68,15 @@ def test_neither_jobs_nor_candidates_starve(max_running: int) -> None:
     assert ended.index("many") < 30, "candidates wait for as long as there are other jobs"
     if max_running > 1:
         assert ended.index("plain") < ended.index("many"), "jobs wait for all candidates"
+
+
+def test_candidates_leave_room_for_others() -> None:
+    """However long candidates take, a request that comes later is solved beside them."""
+    limits = EngineLimits(max_batch_tokens=16, max_running=4, window=2)
+    with running_engine(MODEL, limits) as caller:
+        caller.engine._runner.observer = seen = Counting()
+        many = caller.score((), candidates=((1,) * 50_000,) * 8)
+        assert seen.many.wait(60)
+        assert isinstance(caller.result(caller.score((1, 2))), Scored)
+        caller.engine.cancel(many)
+        assert isinstance(caller.result(many), Failed)
