@@ -17,7 +17,7 @@ from deq_model.function import EquilibriumParameters, EquilibriumWeights, Functi
 from deq_model.implicit import ImplicitGradient
 from deq_model.memory import Memory
 from deq_model.normalised import WeightNormLinear
-from deq_model.solvers.loop import Solution, solve_with_retries
+from deq_model.solvers.loop import Solution, solve
 from deq_model.solvers.options import SolverOptions
 
 
@@ -190,8 +190,6 @@ class DEQLanguageModel(nn.Module):
         mem_len: int | None = None,
         weights: EquilibriumWeights | None = None,
         whole_block: bool = False,
-        retries: int = 0,
-        generator: torch.Generator | None = None,
     ) -> BlockResult:
         """Fixed points of a block, without gradients.
 
@@ -203,15 +201,11 @@ class DEQLanguageModel(nn.Module):
             weights: folded ones, where the caller has them.
             whole_block: solve each sample's block as one vector, as published, instead of token by
                 token.
-            retries: further tries for samples that did not converge, from disturbed starts.
-            generator: source of that disturbance.
         """
         injection = self.inject(tokens)
         f = BlockFunction(self.f.fold() if weights is None else weights, memory, injection)
         z_init = injection.new_zeros(*tokens.shape, self.config.d_model)
-        solution = _solve_rows(
-            f, z_init, options, whole_block=whole_block, retries=retries, generator=generator
-        )
+        solution = _solve_rows(f, z_init, options, whole_block=whole_block)
         keep = self.config.mem_len if mem_len is None else mem_len
         remembered = memory.extend(solution.z_star, injection, mem_len=keep)
         return BlockResult(solution.z_star, remembered, solution)
@@ -351,18 +345,14 @@ def _solve_rows(
     options: SolverOptions,
     *,
     whole_block: bool,
-    retries: int = 0,
-    generator: torch.Generator | None = None,
 ) -> Solution:
     if not whole_block:
-        return solve_with_retries(f, z_init, options, retries=retries, generator=generator)
+        return solve(f, z_init, options)
     batch, length, d_model = z_init.shape
-    solution = solve_with_retries(
+    solution = solve(
         lambda z: f(z.view(batch, length, d_model)).view(batch, 1, -1),
         z_init.view(batch, 1, -1),
         options,
-        retries=retries,
-        generator=generator,
     )
     return Solution(
         z_star=solution.z_star.view(batch, length, d_model),

@@ -9,9 +9,6 @@ from torch import Tensor
 from deq_model.solvers.options import SolverOptions, SolverStatus
 from deq_model.solvers.rows import RowSolver
 
-RETRY_NOISE = 1e-3
-"""Standard deviation of the disturbance of a start that is tried again."""
-
 
 @dataclass(frozen=True, slots=True)
 class Solution:
@@ -96,43 +93,3 @@ def solve(f: Callable[[Tensor], Tensor], z_init: Tensor, options: SolverOptions)
         residual=residual,
         status=torch.where(done, SolverStatus.CONVERGED, status),
     )
-
-
-def solve_with_retries(
-    f: Callable[[Tensor], Tensor],
-    z_init: Tensor,
-    options: SolverOptions,
-    *,
-    retries: int,
-    generator: torch.Generator | None = None,
-) -> Solution:
-    """``solve``, and again for the samples that did not converge, from disturbed starts.
-
-    On a stiff model Broyden's method can come to rest where the residual has a valley but no zero;
-    started ``RETRY_NOISE`` beside it, it mostly finds the same fixed point that other samples do.
-
-    Args:
-        f: ``(B, L, D)`` to the same, each sample on its own.
-        z_init: ``(B, L, D)``.
-        options: of each try.
-        retries: most further tries.
-        generator: source of the disturbance, on z_init's device.
-
-    Returns:
-        Per sample its first converged try, or the first try; ``nfe`` counts all of them.
-    """
-    solution = solve(f, z_init, options)
-    for _ in range(retries):
-        failed = (solution.status != SolverStatus.CONVERGED).any(1)
-        if not bool(failed.any()):
-            break
-        noise = torch.empty_like(z_init).normal_(generator=generator)
-        again = solve(f, z_init + RETRY_NOISE * noise, options)
-        better = failed & (again.status == SolverStatus.CONVERGED).all(1)
-        solution = Solution(
-            z_star=torch.where(better[:, None, None], again.z_star, solution.z_star),
-            nfe=solution.nfe + again.nfe,
-            residual=torch.where(better[:, None], again.residual, solution.residual),
-            status=torch.where(better[:, None], again.status, solution.status),
-        )
-    return solution

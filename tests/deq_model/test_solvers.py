@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deq_model.errors import ConfigError
-from deq_model.solvers.loop import Solution, solve, solve_with_retries
+from deq_model.solvers.loop import Solution, solve
 from deq_model.solvers.options import Method, SolverOptions, SolverStatus, StopMode
 from tests.deq_model.problems import (
     block_triangular,
@@ -316,34 +316,6 @@ def test_absolute_and_relative_tolerances_differ() -> None:
         assert true_residual(f, solution.z_star, stop_mode).item() <= 1e-3
         calls[stop_mode] = solution.nfe
     assert calls["rel"] < calls["abs"]
-
-
-def test_retries_take_only_the_samples_that_failed() -> None:
-    """From its start sample 1 is not finite; from beside it, it is solved."""
-    bad_start = torch.tensor([1.0, 5.0], dtype=torch.float64)[:, None, None]
-
-    def f(z: Tensor) -> Tensor:
-        return torch.where(z == 5.0, math.nan, 0.5 * z + 1)
-
-    options = SolverOptions(tol=1e-9, max_nfe=10)
-    first = solve(f, bad_start, options)
-    assert status_of(first) == [[CONVERGED], [NONFINITE]]
-    counted = Counted(f)
-    again = solve_with_retries(counted, bad_start, options, retries=3, generator=generator(0))
-    assert again.converged
-    assert again.nfe == len(counted.asked)
-    assert first.nfe < again.nfe < 2 * options.max_nfe
-    assert torch.equal(again.z_star[0], first.z_star[0])
-    torch.testing.assert_close(again.z_star[1], torch.full((1, 1), 2.0).double())
-
-
-def test_retries_end() -> None:
-    counted = Counted(lambda z: z * math.nan)
-    options = SolverOptions(max_nfe=4)
-    solution = solve_with_retries(counted, zeros(1, 1, 2), options, retries=2)
-    assert solution.nfe == len(counted.asked) == 3 * 4
-    assert status_of(solution) == [[NONFINITE]]
-    assert (solution.z_star == 0).all()
 
 
 @pytest.mark.parametrize(
