@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
@@ -85,6 +86,12 @@ class AsyncGeneration:
         return self._log.result()
 
 
+_ACCEPT_S = 5.0
+"""How long a score stream waits for the server's headers before it sends text all the same."""
+_STATUS_TURNS = 5
+"""Turns of the event loop from a refusal's headers to its status, which come together."""
+
+
 class Requests:
     """Messages of a score stream; keeps what the caller's iterator raises for the reader."""
 
@@ -96,18 +103,33 @@ class Requests:
         """Send the config first, then the pieces."""
         self._config = config
         self._pieces = pieces
+        self.call: Any = None
         self.on_failure: Callable[[], object] = lambda: None
         self.failure: Exception | None = None
 
     async def messages(self) -> AsyncIterator[scoring_pb2.ScoreStreamRequest]:
         """Yield the messages; a failure of the caller's iterator cancels the call."""
         yield self._config
+        if not await self._is_accepted():
+            return
         try:
             async for piece in _each(self._pieces):
                 yield _convert.stream_piece(piece)
         except Exception as error:  # re-raised by the reader; grpc would only log it
             self.failure = error
             self.on_failure()
+
+    async def _is_accepted(self) -> bool:
+        """Wait until the server has taken the config; False when it has ended the call.
+
+        A message sent to a call that has just ended would make grpc report an error of its own in
+        place of the server's.
+        """
+        with contextlib.suppress(TimeoutError):  # behind a proxy that keeps headers back
+            await asyncio.wait_for(asyncio.shield(self.call.initial_metadata()), _ACCEPT_S)
+        for _ in range(_STATUS_TURNS):
+            await asyncio.sleep(0)
+        return not self.call.done()
 
 
 async def streamed_scores(

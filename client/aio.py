@@ -149,7 +149,7 @@ class AsyncClient:
         )
         requests = Requests(config, pieces)
         call = self._stream(self._scoring.ScoreStream, requests.messages(), timeout_s)
-        requests.on_failure = call.cancel
+        requests.call, requests.on_failure = call, call.cancel
         return streamed_scores(call, requests)
 
     def generate(

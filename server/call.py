@@ -86,6 +86,10 @@ class Call:
         self._jobs += 1
         return f"{self.request_id}-{self._jobs}"
 
+    async def accept(self) -> None:
+        """Send the headers now: the client learns that its call has begun, before any answer."""
+        await self.context.send_initial_metadata(())
+
     async def send(self, response: Any) -> None:
         """Send one message of a stream.
 

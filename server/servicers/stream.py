@@ -136,6 +136,7 @@ class Streams:
             config, limits=self._edge.limits, solve=self._edge.solve_of(view)
         )
         with self._session(engine, view, call) as (session, lease):
+            await call.accept()
             stream = Stream(self._edge, engine, fields, session, lease, call, inbox)
             return await stream.run(session_id)
 

@@ -120,6 +120,8 @@ class FakeServer:
         answer = self._queued[method].pop(0) if self._queued[method] else plain
         if isinstance(answer, Failure):
             answer.abort(context)
+        if method == "ScoreStream":  # as the real one: headers tell that the config is taken
+            context.send_initial_metadata(())
         return answer(request, context) if callable(answer) else answer
 
 
