@@ -12,6 +12,22 @@ from deq_model.errors import ConfigError
 
 Norm = Literal["weight_norm", "none"]
 
+LARGEST_SIZE = 2**31 - 1
+"""Bound of every size: above it tensors cannot be made, and torch's own message says little."""
+
+_SIZES = (
+    "n_token",
+    "d_model",
+    "n_head",
+    "d_head",
+    "d_inner",
+    "d_embed",
+    "div_val",
+    "tgt_len",
+    "mem_len",
+    "local_size",
+)
+
 UNLIMITED_LOCAL_SIZE = 1000
 """Attention span that ``local_size == 0`` stands for, in tokens, as published."""
 
@@ -95,6 +111,11 @@ class ModelConfig:
         for name in ("mem_len", "local_size"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be at least 0, got {getattr(self, name)}")
+        for name in _SIZES:
+            if getattr(self, name) > LARGEST_SIZE:
+                raise ConfigError(
+                    f"{name} must be at most {LARGEST_SIZE}, got {getattr(self, name)}"
+                )
         for name in ("dropout", "dropatt"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ConfigError(f"{name} must be in [0, 1), got {getattr(self, name)}")
@@ -181,7 +202,7 @@ class ModelConfig:
             values = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path} is not JSON: {error}") from None
         if not isinstance(values, dict):
             raise ConfigError(f"{path} must hold one JSON object")

@@ -153,6 +153,7 @@ def test_unknown_and_missing_keys() -> None:
         (b'{"n_token": ', "config.json is not JSON: Expecting value"),
         (b"\xff\xfe", "config.json is not JSON: 'utf-8' codec"),
         (b"[1, 2]", "config.json must hold one JSON object"),
+        (b"[" * 100_000, "config.json is not JSON: maximum recursion depth"),
         (b"{}", "missing key in model configuration: d_head, d_inner, d_model, n_head, n_token"),
     ],
 )
@@ -161,6 +162,12 @@ def test_damaged_files(tmp_path: Path, content: bytes, message: str) -> None:
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=re.escape(message)):
         ModelConfig.load(path)
+
+
+@pytest.mark.parametrize("name", ["n_token", "tgt_len", "mem_len", "d_inner"])
+def test_sizes_no_tensor_has(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{name} must be at most 2147483647, got {2**63}$"):
+        ModelConfig(**{**TINY, name: 2**63})
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
