@@ -176,7 +176,7 @@ def test_an_impossible_value(capsys):
 
 def test_more_memory_than_there_is(capsys, broken):
     config = broken / "config.json"
-    config.write_text(config.read_text().replace('"mem_len": 16', '"mem_len": 1000000000000'))
+    config.write_text(config.read_text().replace('"mem_len": 16', '"mem_len": 2000000000'))
     code, told = run(capsys, "--model", f"a={broken}", *PORTS)
     assert code == 1
     assert "model a must fit into the memory of cpu" in told
