@@ -69,13 +69,15 @@ def _train(options: TrainOptions) -> int:
     with _stopping(trainer.stop):
         summary = trainer.run()
     log = logging.getLogger(__name__)
-    log.info(
-        "%d steps in %.0f s, best validation loss %.4f, model in %s",
-        summary.step,
-        summary.seconds,
-        summary.best_nll,
-        summary.model,
-    )
+    log.info("%d steps in %.0f s", summary.step, summary.seconds)
+    if summary.model is None:
+        log.info(
+            "no model yet: the run ended before its first measurement, at run.eval_every = %d "
+            "steps; go on with run.resume true",
+            options.run.eval_every,
+        )
+    else:
+        log.info("best validation loss %.4f, model in %s", summary.best_nll, summary.model)
     return EXIT_OK if summary.finished else EXIT_STOPPED
 
 

@@ -66,7 +66,14 @@ class Trainer:
         self._out = options.run.out
         self._stop = threading.Event()
         tokenizer_folder = self._out / "tokenizer"
-        resumed = newest_state(self._out / _STATES) if options.run.resume else None
+        newest = newest_state(self._out / _STATES)
+        if newest is not None and not options.run.resume:
+            # Its log, tokenizer and model would be replaced one by one, and mixed until then.
+            raise ResumeError(
+                f"run.out {self._out} holds a run already ({newest.name}); go on with it by "
+                "run.resume true, or name another folder"
+            )
+        resumed = newest
         if resumed is None:
             self.tokenizer: Tokenizer = make_tokenizer(options.data, seed=options.run.seed)
             tokenizer_folder.mkdir(parents=True, exist_ok=True)

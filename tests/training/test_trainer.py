@@ -110,6 +110,15 @@ def test_old_states_are_deleted(tmp_path: Path) -> None:
     assert names == ["step-00000006.pt", "step-00000008.pt", "step-00000010.pt"]
 
 
+def test_a_folder_that_holds_a_run_is_left_alone(tmp_path: Path) -> None:
+    Trainer(tiny(tmp_path)).run(max_steps=2)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    with pytest.raises(ResumeError, match=r"run\.out .* holds a run already .*run\.resume true"):
+        Trainer(tiny(tmp_path))
+    after = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert after == before
+
+
 def test_pretraining_ends_when_it_should(tmp_path: Path) -> None:
     Trainer(tiny(tmp_path, recipe={"pretrain_steps": 3, "pretrain_depth": 2})).run(max_steps=5)
     steps = log_of(tmp_path / "out", "step")
