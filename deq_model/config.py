@@ -54,6 +54,8 @@ class ModelConfig:
         tie_weights: output tables are the embedding tables.
         tie_projs: per cluster, whether the output projection is the embedding's.
         norm: reparametrisation of the weights of f.
+        norm_clip: upper bound of the lengths that norm learns, 0 for none.
+        norm_target: a fixed length in place of the learned ones, 0 for learned.
         recipe: free text saying how the weights came about.
     """
 
@@ -74,6 +76,8 @@ class ModelConfig:
     tie_weights: bool = True
     tie_projs: tuple[bool, ...] = ()
     norm: Norm = "weight_norm"
+    norm_clip: float = 0.0
+    norm_target: float = 0.0
     recipe: str = ""
 
     def __post_init__(self) -> None:

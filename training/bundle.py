@@ -24,7 +24,7 @@ from deq_model.checkpoint import (
 )
 from deq_model.errors import CheckpointError
 from training.data import read_text
-from training.options import EvalRun
+from training.options.evaluation import EvalRun
 from training.scoring import score_file
 from training.trainer import MODEL_FOLDER
 

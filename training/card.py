@@ -3,7 +3,7 @@
 import json
 
 from training.evaluation import Evaluation
-from training.options import TrainOptions
+from training.options.train import TrainOptions
 
 
 def run_card(options: TrainOptions, *, step: int, seconds: float, validation: Evaluation) -> str:
@@ -13,10 +13,10 @@ def run_card(options: TrainOptions, *, step: int, seconds: float, validation: Ev
             "# A deep-equilibrium language model",
             "",
             f"Trained by `deqlm train` for {step} of {options.optimiser.max_steps} steps "
-            f"({seconds / 60:.0f} minutes) on `{options.data.train.name}`.",
+            f"({seconds / 60:.0f} minutes) on `{_text(options, 'train')}`.",
             "",
             f"Validation perplexity per token: {validation.perplexity:.2f} on the first "
-            f"{validation.scored_tokens} scored tokens of `{options.data.valid.name}` "
+            f"{validation.scored_tokens} scored tokens of `{_text(options, 'valid')}` "
             f"(tolerance {options.forward.tol:g}, {validation.nfe:.1f} calls of f a block).",
             "",
             "```json",
@@ -25,3 +25,10 @@ def run_card(options: TrainOptions, *, step: int, seconds: float, validation: Ev
             "",
         ]
     )
+
+
+def _text(options: TrainOptions, split: str) -> str:
+    """How the card calls a text."""
+    if options.data.prepared is not None:
+        return f"{options.data.prepared.name}/{split}"
+    return str(getattr(options.data, split).name)

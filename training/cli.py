@@ -10,7 +10,8 @@ from types import FrameType
 from typing import Any
 
 from training.flags import parse
-from training.options import EvalRun, TrainOptions
+from training.options.evaluation import EvalRun
+from training.options.train import TrainOptions
 
 EXIT_OK = 0
 EXIT_FAILURE = 1
@@ -72,9 +73,9 @@ def _train(options: TrainOptions) -> int:
     log.info("%d steps in %.0f s", summary.step, summary.seconds)
     if summary.model is None:
         log.info(
-            "no model yet: the run ended before its first measurement, at run.eval_every = %d "
+            "no model yet: the run ended before its first measurement, at valid.every = %d "
             "steps; go on with run.resume true",
-            options.run.eval_every,
+            options.valid.every,
         )
     else:
         log.info("best validation loss %.4f, model in %s", summary.best_nll, summary.model)

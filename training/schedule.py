@@ -2,7 +2,7 @@
 
 import math
 
-from training.options import OptimiserOptions
+from training.options.optimiser import OptimiserOptions
 
 
 def learning_rate(step: int, options: OptimiserOptions) -> float:

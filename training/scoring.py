@@ -10,7 +10,7 @@ from deq_model.checkpoint import LoadedCheckpoint, load_checkpoint, write_whole
 from deq_model.errors import CheckpointError
 from training.data import read_tokens
 from training.evaluation import EvalOptions, Evaluation, evaluate
-from training.options import EvalRun
+from training.options.evaluation import EvalRun
 
 _EXACT_BELOW = 1e-4  # a tolerance that float32 does not reach in every model
 

@@ -9,7 +9,7 @@ from deq_model.jacobian import frobenius_estimate
 from deq_model.memory import Memory
 from deq_model.model import DEQLanguageModel
 from training.data import Block
-from training.options import RecipeOptions, TrainOptions
+from training.options.train import TrainOptions
 from training.schedule import learning_rate
 
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
@@ -105,8 +105,8 @@ class Stepper:
         """Runs forward and backward; returns the backward solver's calls as well."""
         tokens = block.tokens.to(self.model.device)
         targets = block.targets.to(self.model.device)
-        if step < self.options.recipe.pretrain_steps:
-            done = self._unrolled(tokens, targets, memory)
+        if step < self.options.equilibrium.pretrain_steps:
+            done = self._unrolled(step, tokens, targets, memory)
             done.loss.backward()
             return done, 0
         result = self.model.train_block(
@@ -115,42 +115,44 @@ class Stepper:
             memory,
             forward=self.options.forward,
             backward=self.options.backward,
-            matmul_dtype=_DTYPES[self.options.recipe.matmul_dtype],
+            matmul_dtype=_DTYPES[self.options.equilibrium.matmul_dtype],
             generator=self.generator,
         )
-        loss, jac_loss = self._loss(result.nll, result.f_z, result.z)
+        loss, jac_loss = self._loss(step, result.nll, result.f_z, result.z)
         residual = float(result.solution.residual.mean())
         loss.backward()
         solved = result.gradient.solution
         done = _Pass(result.nll, result.memory, loss, jac_loss, result.solution.nfe, residual)
         return done, 0 if solved is None else solved.nfe
 
-    def _unrolled(self, tokens: Tensor, targets: Tensor, memory: Memory) -> _Pass:
-        recipe = self.options.recipe
+    def _unrolled(self, step: int, tokens: Tensor, targets: Tensor, memory: Memory) -> _Pass:
+        equilibrium = self.options.equilibrium
         result = self.model.unroll_block(
             tokens,
             targets,
             memory,
-            depth=recipe.pretrain_depth,
-            matmul_dtype=_DTYPES[recipe.matmul_dtype],
+            depth=equilibrium.pretrain_depth,
+            matmul_dtype=_DTYPES[equilibrium.matmul_dtype],
             generator=self.generator,
         )
-        loss, jac_loss = self._loss(result.nll, result.f_z, result.z)
+        loss, jac_loss = self._loss(step, result.nll, result.f_z, result.z)
         moved = (result.f_z - result.z).detach().norm(dim=-1)
         residual = float((moved / result.f_z.detach().norm(dim=-1)).mean())
-        return _Pass(result.nll, result.memory, loss, jac_loss, recipe.pretrain_depth, residual)
+        return _Pass(
+            result.nll, result.memory, loss, jac_loss, equilibrium.pretrain_depth, residual
+        )
 
-    def _loss(self, nll: Tensor, f_z: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _loss(self, step: int, nll: Tensor, f_z: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """The block's loss, with the Jacobian's share where this step has drawn one."""
-        recipe = self.options.recipe
-        if not self._draws_jacobian(recipe):
+        weight = self.options.equilibrium.jac_weight(step)
+        if not self._draws_jacobian(weight):
             return nll.mean(), None
         jac_loss = frobenius_estimate(f_z, z, generator=self.generator)
-        return nll.mean() + recipe.jac_loss_weight * jac_loss, jac_loss
+        return nll.mean() + weight * jac_loss, jac_loss
 
-    def _draws_jacobian(self, recipe: RecipeOptions) -> bool:
+    def _draws_jacobian(self, weight: float) -> bool:
         draw = torch.rand((), generator=self.generator, device=self.generator.device)
-        return recipe.jac_loss_weight > 0 and float(draw) < recipe.jac_loss_freq
+        return weight > 0 and float(draw) < self.options.equilibrium.jac_loss_freq
 
     def _sound(self, memory: Memory) -> Memory:
         """Not a number would stay in the memory for ever."""

@@ -21,7 +21,7 @@ from training.card import run_card
 from training.data import Streams, read_tokens
 from training.errors import DivergedError, ResumeError
 from training.evaluation import EvalOptions, Evaluation, evaluate
-from training.options import TrainOptions
+from training.options.train import TrainOptions
 from training.progress import Averages, JsonLog, ProgressBar
 from training.state import RunState, load_state, newest_state, save_state
 from training.step import Stepper, StepReport
@@ -93,11 +93,12 @@ class Trainer:
 
     def _read_data(self) -> tuple[Streams, Tensor]:
         data, cache = self.options.data, self._out / _CACHE
+        assert data.train is not None and data.valid is not None
         train = read_tokens(data.train, self.tokenizer, cache=cache)
         valid = read_tokens(data.valid, self.tokenizer, cache=cache)
         _LOG.info("%d tokens to train on, %d unknown", len(train.ids), train.unknown)
         _LOG.info("%d tokens to validate on, %d unknown", len(valid.ids), valid.unknown)
-        kept = valid.ids[: data.valid_tokens or None]
+        kept = valid.ids[: self.options.valid.tokens or None]
         Streams(kept, batch_size=data.batch_size)  # too short: better said now
         return Streams(train.ids, batch_size=data.batch_size), kept
 
@@ -156,7 +157,7 @@ class Trainer:
         self._position += block.tokens.shape[1]
         self._step += 1
         self._skipped = self._skipped + 1 if report.skipped else 0
-        if self._skipped >= self.options.optimiser.max_skipped:
+        if self._skipped >= self.options.guard.max_skipped:
             raise DivergedError(
                 f"step {self._step}: {self._skipped} steps in a row without a finite loss and "
                 "gradient; try a lower optimiser.lr or more optimiser.warmup_steps"
@@ -170,7 +171,7 @@ class Trainer:
             values = averages.take()
             log.write("step", step=self._step, epoch=self._epoch, seconds=self._seconds, **values)
             bar.describe(values)
-        if self._step % run.eval_every == 0 or finished:
+        if self._step % self.options.valid.every == 0 or finished:
             self._validate(log)
         if self._step % run.save_every == 0:
             self._save()

@@ -10,7 +10,7 @@ from deq_model.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from deq_model.tokenizers.train import train_sentencepiece
 from deq_model.tokenizers.word import WordTokenizer, build_word_vocabulary
 from training.data import read_text
-from training.options import DataOptions
+from training.options.data import DataOptions
 
 
 def open_tokenizer(path: Path) -> Tokenizer:

@@ -4,14 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from deq_model.solvers.options import SolverOptions
-from training.options import (
-    DataOptions,
-    ModelOptions,
-    OptimiserOptions,
-    RecipeOptions,
-    RunOptions,
-    TrainOptions,
-)
+from training.options.data import DataOptions
+from training.options.equilibrium import EquilibriumOptions
+from training.options.model import ModelOptions
+from training.options.optimiser import OptimiserOptions
+from training.options.run import GuardOptions, RunOptions, ValidationOptions
+from training.options.train import TrainOptions
 
 LINES = ["the cat sat on the mat", "a dog ran after the cat", "the dog sat", "and a cat ran on"]
 
@@ -40,18 +38,18 @@ def tiny(folder: Path, *, out: str = "out", **changes: Any) -> TrainOptions:
                 batch_size=4,
             )
         ),
-        run=RunOptions(
-            **group("run", out=folder / out, eval_every=10, save_every=100, log_every=1)
-        ),
+        run=RunOptions(**group("run", out=folder / out, save_every=100, log_every=1)),
         model=ModelOptions(
             **group("model", d_model=16, n_head=2, d_inner=32, tgt_len=8, mem_len=8, init_std=0.1)
         ),
         optimiser=OptimiserOptions(
             **group("optimiser", lr=1e-2, warmup_steps=3, max_steps=20, clip=1.0)
         ),
-        recipe=RecipeOptions(
-            **group("recipe", jac_loss_weight=0.1, jac_loss_freq=0.5, pretrain_steps=4)
+        equilibrium=EquilibriumOptions(
+            **group("equilibrium", jac_loss_weight=0.1, jac_loss_freq=0.5, pretrain_steps=4)
         ),
+        valid=ValidationOptions(**group("valid", every=10)),
+        guard=GuardOptions(**group("guard")),
         forward=SolverOptions(tol=1e-3, max_nfe=20),
         backward=SolverOptions(tol=1e-3, max_nfe=20),
     )

@@ -18,7 +18,7 @@ from .runs import tiny, write_texts
 def run(tmp_path: Path) -> Path:
     write_texts(tmp_path)
     data = {"batch_size": 16}
-    Trainer(tiny(tmp_path, data=data, optimiser={"max_steps": 12}, run={"eval_every": 4})).run()
+    Trainer(tiny(tmp_path, data=data, optimiser={"max_steps": 12}, valid={"every": 4})).run()
     return tmp_path / "out"
 
 

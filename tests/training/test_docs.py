@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from training.options import EvalRun, TrainOptions
+from training.options.evaluation import EvalRun
+from training.options.train import TrainOptions
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "training.md").read_text(encoding="utf-8")
 

@@ -16,7 +16,7 @@ from deq_model.solvers.options import SolverOptions
 from training.cli import eval_main
 from training.data import read_tokens
 from training.evaluation import EvalOptions, evaluate
-from training.options import EvalRun
+from training.options.evaluation import EvalRun
 
 PEER = Path(__file__).parent.parent / "data" / "peer"
 BATCH = 8

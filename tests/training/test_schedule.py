@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from training.options import OptimiserOptions
+from training.options.optimiser import OptimiserOptions
 from training.schedule import learning_rate
 
 OPTIONS = OptimiserOptions(lr=0.1, min_lr=0.02, warmup_steps=10, max_steps=110)

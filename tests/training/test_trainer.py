@@ -120,7 +120,7 @@ def test_a_folder_that_holds_a_run_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_pretraining_ends_when_it_should(tmp_path: Path) -> None:
-    Trainer(tiny(tmp_path, recipe={"pretrain_steps": 3, "pretrain_depth": 2})).run(max_steps=5)
+    Trainer(tiny(tmp_path, equilibrium={"pretrain_steps": 3, "pretrain_depth": 2})).run(max_steps=5)
     steps = log_of(tmp_path / "out", "step")
     assert [line["nfe_forward"] == 2 for line in steps] == [True] * 3 + [False] * 2
     assert [line["nfe_backward"] > 0 for line in steps] == [False] * 3 + [True] * 2
@@ -130,7 +130,7 @@ def test_pretraining_ends_when_it_should(tmp_path: Path) -> None:
 def test_the_jacobian_is_estimated_as_often_as_asked(
     tmp_path: Path, freq: float, count: int
 ) -> None:
-    Trainer(tiny(tmp_path, recipe={"jac_loss_freq": freq})).run(max_steps=6)
+    Trainer(tiny(tmp_path, equilibrium={"jac_loss_freq": freq})).run(max_steps=6)
     found = [line["jac_loss"] for line in log_of(tmp_path / "out", "step")]
     assert sum(value is not None for value in found) == count
 
@@ -138,9 +138,9 @@ def test_the_jacobian_is_estimated_as_often_as_asked(
 def test_the_jacobian_term_makes_it_smaller(tmp_path: Path) -> None:
     sizes = []
     for weight in (1e-6, 3.0):
-        recipe = {"jac_loss_weight": weight, "jac_loss_freq": 1.0, "pretrain_steps": 0}
+        equilibrium = {"jac_loss_weight": weight, "jac_loss_freq": 1.0, "pretrain_steps": 0}
         out = f"weight-{weight}"
-        Trainer(tiny(tmp_path, out=out, recipe=recipe, optimiser={"max_steps": 40})).run()
+        Trainer(tiny(tmp_path, out=out, equilibrium=equilibrium, optimiser={"max_steps": 40})).run()
         sizes.append(log_of(tmp_path / out, "step")[-1]["jac_loss"])
     assert sizes[1] < 0.5 * sizes[0]
 
@@ -148,8 +148,8 @@ def test_the_jacobian_term_makes_it_smaller(tmp_path: Path) -> None:
 def test_bfloat16_products_change_little(tmp_path: Path) -> None:
     first = []
     for dtype in ("float32", "bfloat16"):
-        recipe = {"matmul_dtype": dtype, "pretrain_steps": 0}
-        Trainer(tiny(tmp_path, out=dtype, recipe=recipe)).run(max_steps=3)
+        equilibrium = {"matmul_dtype": dtype, "pretrain_steps": 0}
+        Trainer(tiny(tmp_path, out=dtype, equilibrium=equilibrium)).run(max_steps=3)
         first.append(losses(tmp_path / dtype))
     assert first[0] != first[1]
     assert first[0] == pytest.approx(first[1], rel=5e-2)
@@ -158,7 +158,7 @@ def test_bfloat16_products_change_little(tmp_path: Path) -> None:
 def test_steps_that_are_not_finite_are_skipped_then_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = Trainer(tiny(tmp_path, optimiser={"max_skipped": 3}))
+    trainer = Trainer(tiny(tmp_path, guard={"max_skipped": 3}))
     trainer.run(max_steps=2)
     before = {name: p.clone() for name, p in trainer.model.named_parameters()}
     plain = Stepper._loss
@@ -177,7 +177,7 @@ def test_steps_that_are_not_finite_are_skipped_then_stop_the_run(
 
 
 def test_one_bad_step_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = Trainer(tiny(tmp_path, optimiser={"max_skipped": 2}))
+    trainer = Trainer(tiny(tmp_path, guard={"max_skipped": 2}))
     plain = Stepper._loss
 
     def poisoned(self: Stepper, *tensors: torch.Tensor) -> Any:

@@ -7,7 +7,7 @@ import pytest
 
 from deq_model.tokenizers.errors import TokenizerError
 from deq_model.tokenizers.word import WordTokenizer
-from training.options import DataOptions
+from training.options.data import DataOptions
 from training.vocabulary import make_tokenizer, open_tokenizer
 
 

@@ -1,0 +1,36 @@
+"""Checks that option classes share; each raises OptionsError naming field, value and bound."""
+
+import math
+
+from training.errors import OptionsError
+
+
+def at_least(options: object, bound: int, *names: str) -> None:
+    """Raises unless the named fields are ``bound`` or more."""
+    for name in names:
+        if getattr(options, name) < bound:
+            raise OptionsError(f"{name} must be at least {bound}, got {getattr(options, name)}")
+
+
+def positive(options: object, *names: str) -> None:
+    """Raises unless the named fields are finite and above zero."""
+    for name in names:
+        value = getattr(options, name)
+        if not (math.isfinite(value) and value > 0):
+            raise OptionsError(f"{name} must be a finite number above 0, got {value}")
+
+
+def not_negative(options: object, *names: str) -> None:
+    """Raises unless the named fields are finite and zero or more."""
+    for name in names:
+        value = getattr(options, name)
+        if not (math.isfinite(value) and value >= 0):
+            raise OptionsError(f"{name} must be a finite number from 0, got {value}")
+
+
+def share(options: object, *names: str, one: bool = False) -> None:
+    """Raises unless the named fields are in [0, 1), or in [0, 1] if ``one``."""
+    for name in names:
+        value = getattr(options, name)
+        if not (0 <= value < 1 or (one and value == 1)):
+            raise OptionsError(f"{name} must be in [0, 1{']' if one else ')'}, got {value}")
