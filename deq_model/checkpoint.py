@@ -6,9 +6,8 @@ temporary name and renamed when it is whole, so that a crash never leaves half a
 
 import hashlib
 import json
-import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from deq_model.config import ModelConfig
 from deq_model.errors import CheckpointError, ConfigError
+from deq_model.files import write_whole as write_whole
 from deq_model.model import DEQLanguageModel
 from deq_model.tokenizers.base import Tokenizer
 from deq_model.tokenizers.load import check_vocabulary, load_tokenizer
@@ -166,19 +166,6 @@ def save_state(
             write_whole(folder / CARD_FILE, lambda path: path.write_text(card, encoding="utf-8"))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write checkpoint {folder}: {error}") from error
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Has ``write`` make a file, and puts it at ``path`` once it is whole and on the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        temporary.chmod(0o644)  # some writers make files that only their owner can read
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def fingerprint(folder: Path) -> str:
