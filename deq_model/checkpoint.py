@@ -170,7 +170,8 @@ def save_state(
 
 def fingerprint(folder: Path) -> str:
     """The first 16 hexadecimal digits of SHA-256 over the configuration and the weights file."""
-    digest = hashlib.sha256(json.dumps(load_config(folder).to_dict(), sort_keys=True).encode())
+    identity = json.dumps(load_config(folder).identity(), sort_keys=True)
+    digest = hashlib.sha256(identity.encode())
     path = folder / WEIGHTS_FILE
     try:
         with path.open("rb") as file:

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any, Literal, Self
 
 from deq_model.errors import ConfigError
 
-Norm = Literal["weight_norm", "none"]
+Norm = Literal["weight_norm", "spectral_norm", "none"]
+_NORMS = ("weight_norm", "spectral_norm", "none")
 
 LARGEST_SIZE = 2**31 - 1
 """Bound of every size: above it tensors cannot be made, and torch's own message says little."""
@@ -27,6 +29,9 @@ _SIZES = (
     "mem_len",
     "local_size",
 )
+
+_SINCE_FIRST_FORMAT = ("norm_clip", "norm_target")
+"""Fields that older files do not have; their defaults are what those files mean."""
 
 UNLIMITED_LOCAL_SIZE = 1000
 """Attention span that ``local_size == 0`` stands for, in tokens, as published."""
@@ -53,8 +58,9 @@ class ModelConfig:
         dropatt: share of attention weights dropped in training.
         tie_weights: output tables are the embedding tables.
         tie_projs: per cluster, whether the output projection is the embedding's.
-        norm: reparametrisation of the weights of f.
-        norm_clip: upper bound of the lengths that norm learns, 0 for none.
+        norm: reparametrisation of the weights of f: a learned length for each output row
+            (weight_norm), a learned largest singular value for each matrix (spectral_norm), none.
+        norm_clip: upper bound of those lengths, 0 for none.
         norm_target: a fixed length in place of the learned ones, 0 for learned.
         recipe: free text saying how the weights came about.
     """
@@ -130,8 +136,22 @@ class ModelConfig:
             )
         if self.d_model % 2:
             raise ConfigError(f"d_model must be even (sines and cosines), got {self.d_model}")
-        if self.norm not in ("weight_norm", "none"):
-            raise ConfigError(f"norm must be weight_norm or none, got {self.norm!r}")
+        self._check_norm()
+
+    def _check_norm(self) -> None:
+        if self.norm not in _NORMS:
+            raise ConfigError(f"norm must be weight_norm, spectral_norm or none, got {self.norm!r}")
+        for name in ("norm_clip", "norm_target"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ConfigError(f"{name} must be a finite number from 0, got {value}")
+            if value and self.norm == "none":
+                raise ConfigError(f"{name} must be 0 where norm is none, got {value}")
+        if self.norm_clip and self.norm_target:
+            raise ConfigError(
+                "norm_clip must be 0 where norm_target is set (there is nothing to clip), "
+                f"got {self.norm_clip}"
+            )
 
     def _check_vocabulary(self) -> None:
         edges = (0, *self.cutoffs, self.n_token)
@@ -198,6 +218,19 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-ready values."""
         return dataclasses.asdict(self)
+
+    def identity(self) -> dict[str, Any]:
+        """The values that tell this model from others, the same for older files of it.
+
+        Fields that came later are left out where they have their defaults, so that what is made
+        from this, such as a checkpoint's fingerprint, outlives new fields.
+        """
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return {
+            name: value
+            for name, value in self.to_dict().items()
+            if name not in _SINCE_FIRST_FORMAT or value != defaults[name]
+        }
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from deq_model.attention import sinusoid_table
 from deq_model.config import ModelConfig
-from deq_model.normalised import WeightNormLinear
+from deq_model.normalised import NormalisedLinear
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(query, key, value) -> mixed``: each ``(…, n_head, d_head)``, the result ``(…, d_model)``."""
@@ -48,10 +48,17 @@ class EquilibriumParameters(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        d_model, normed = config.d_model, config.norm == "weight_norm"
+        d_model = config.d_model
 
-        def linear(n_in: int, n_out: int, *, bias: bool) -> WeightNormLinear:
-            return WeightNormLinear(n_in, n_out, bias=bias, weight_norm=normed)
+        def linear(n_in: int, n_out: int, *, bias: bool) -> NormalisedLinear:
+            return NormalisedLinear(
+                n_in,
+                n_out,
+                bias=bias,
+                norm=config.norm,
+                clip=config.norm_clip,
+                target=config.norm_target,
+            )
 
         self.config = config
         self.r_w_bias = nn.Parameter(torch.empty(config.n_head, config.d_head))
@@ -84,7 +91,7 @@ class EquilibriumParameters(nn.Module):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EquilibriumWeights:
-    """The weights of f, folded: ``g · v / ‖v‖`` already multiplied out.
+    """The weights of f, folded: lengths and directions already multiplied out.
 
     Matrices are ``(out, in)``. Their dtype is that of the matrix products; states, normalisation
     and attention stay in the dtype of the state that is passed in.

@@ -4,6 +4,7 @@ Letters: B batch, L tokens of a block, M tokens of memory, D ``d_model``.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,11 @@ from deq_model.errors import ConfigError
 from deq_model.function import EquilibriumParameters, EquilibriumWeights, FunctionDropout
 from deq_model.implicit import ImplicitGradient
 from deq_model.memory import Memory
-from deq_model.normalised import WeightNormLinear
+from deq_model.normalised import NormalisedLinear
 from deq_model.solvers.loop import Solution, solve
 from deq_model.solvers.options import SolverOptions
+
+Initial = Literal["normal", "uniform"]
 
 
 class BlockFunction:
@@ -139,20 +142,55 @@ class DEQLanguageModel(nn.Module):
         self.f = EquilibriumParameters(config)
         self.softmax = AdaptiveLogSoftmax(config, self.embedding)
 
-    def reset(self, *, std: float = 0.01, generator: torch.Generator | None = None) -> None:
-        """Initialises as published: weights N(0, std²), biases zero, projections N(0, 0.01²)."""
+    def reset(
+        self,
+        *,
+        std: float = 0.01,
+        projection_std: float = 0.01,
+        kind: Initial = "normal",
+        bound: float = 0.1,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Initialises as published: weights at random, lengths to match, biases zero.
+
+        Args:
+            std: standard deviation of the weights, if ``kind`` is normal.
+            projection_std: standard deviation of the projections of embedding and softmax, which
+                are normal in either kind.
+            kind: of the distribution of all other weights.
+            bound: the weights are within ± this, if ``kind`` is uniform.
+            generator: source of the weights.
+        """
+        if kind not in ("normal", "uniform"):
+            raise ConfigError(f"kind must be normal or uniform, got {kind!r}")
+
+        def draw(tensor: Tensor) -> None:
+            if kind == "normal":
+                tensor.normal_(0.0, std, generator=generator)
+            else:
+                tensor.uniform_(-bound, bound, generator=generator)
+
+        linear = [module for module in self.f.modules() if isinstance(module, NormalisedLinear)]
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 if name.endswith("bias") or "biases" in name:
                     parameter.zero_()
+                elif "projections" in name:
+                    parameter.normal_(0.0, projection_std, generator=generator)
                 else:
-                    sigma = 0.01 if "projections" in name else std
-                    parameter.normal_(0.0, sigma, generator=generator)
-            for name in ("r_w_bias", "r_r_bias"):
-                getattr(self.f, name).normal_(0.0, std, generator=generator)
+                    draw(parameter)
+            # f's weights are drawn once more: the order of the draws is what a seed stands for.
+            draw(self.f.r_w_bias)
+            draw(self.f.r_r_bias)
+            for module in linear:
+                draw(module.weight_v)
+                module.match_length()
+
+    def clip_norms(self) -> None:
+        """Keeps learned lengths within ``norm_clip``: to be called after an optimiser's step."""
         for module in self.f.modules():
-            if isinstance(module, WeightNormLinear):
-                module.reset(std=std, generator=generator)
+            if isinstance(module, NormalisedLinear):
+                module.clip_length()
 
     @property
     def device(self) -> torch.device:

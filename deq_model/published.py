@@ -33,7 +33,17 @@ class Entry:
 
 
 def layout(config: ModelConfig) -> list[Entry]:
-    """Every parameter name of the published layout, for a configuration; tied ones repeat."""
+    """Every parameter name of the published layout, for a configuration; tied ones repeat.
+
+    Raises:
+        CheckpointError: the layout has no place for the configuration's norm.
+    """
+    if config.norm == "spectral_norm" or config.norm_clip or config.norm_target:
+        raise CheckpointError(
+            "the .pth layout holds norm weight_norm without norm_clip and norm_target, or none, "
+            f"got norm {config.norm}, norm_clip {config.norm_clip}, norm_target "
+            f"{config.norm_target}; keep the model as a checkpoint folder"
+        )
     return [*_embedding(config), *_function(config), *_softmax(config)]
 
 

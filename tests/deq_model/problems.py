@@ -76,13 +76,21 @@ def block_triangular(seed: int, length: int, dim: int) -> Callable[[Tensor], Ten
 
 
 @st.composite
-def configs(draw: st.DrawFn) -> ModelConfig:
-    """Small architectures of every variant: clusters, widths, ties, norms."""
+def configs(draw: st.DrawFn, *, published: bool = False) -> ModelConfig:
+    """Small architectures of every variant: clusters, widths, ties, norms.
+
+    ``published`` leaves out what the published layout cannot hold.
+    """
     n_token = draw(st.integers(2, 30))
     cutoffs = tuple(sorted(draw(st.sets(st.integers(1, n_token - 1), max_size=3))))
     div_val = draw(st.integers(1, 2))
     d_head = draw(st.sampled_from([2, 4]))
     n_head = draw(st.integers(1, 3))
+    norms = ["weight_norm", "none"] + ([] if published else ["spectral_norm"])
+    norm = draw(st.sampled_from(norms))
+    bounds: dict[str, float] = {}
+    if norm != "none" and not published:
+        bounds = draw(st.sampled_from([{}, {"norm_clip": 0.5}, {"norm_target": 0.7}]))
     ties = st.lists(st.booleans(), min_size=len(cutoffs) + 1, max_size=len(cutoffs) + 1)
     return ModelConfig(
         n_token=n_token,
@@ -100,7 +108,8 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         dropout=draw(st.sampled_from([0.0, 0.1])),
         tie_weights=draw(st.booleans()),
         tie_projs=tuple(draw(ties)) if div_val == 1 or n_head * d_head >= 8 else (),
-        norm=draw(st.sampled_from(["weight_norm", "none"])),
+        norm=norm,
+        **bounds,
     )
 
 

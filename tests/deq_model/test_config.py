@@ -75,7 +75,14 @@ def test_lists_are_tuples() -> None:
             {"d_model": 7, "n_head": 1, "d_head": 7},
             "d_model must be even (sines and cosines), got 7",
         ),
-        ({"norm": "spectral"}, "norm must be weight_norm or none, got 'spectral'"),
+        ({"norm": "spectral"}, "norm must be weight_norm, spectral_norm or none, got 'spectral'"),
+        ({"norm_clip": -1.0}, "norm_clip must be a finite number from 0, got -1.0"),
+        ({"norm_target": math.inf}, "norm_target must be a finite number from 0, got inf"),
+        ({"norm": "none", "norm_clip": 2.0}, "norm_clip must be 0 where norm is none, got 2.0"),
+        (
+            {"norm_clip": 2.0, "norm_target": 1.0},
+            "norm_clip must be 0 where norm_target is set (there is nothing to clip), got 2.0",
+        ),
         ({"div_val": 0}, "div_val must be at least 1, got 0"),
         (
             {"cutoffs": (5, 5)},

@@ -14,7 +14,6 @@ from deq_model.config import ModelConfig
 from deq_model.errors import ConfigError
 from deq_model.memory import Memory
 from deq_model.model import BlockFunction, BlockResult, DEQLanguageModel
-from deq_model.normalised import WeightNormLinear
 from deq_model.solvers.options import SolverOptions
 from tests.deq_model.problems import configs, generator, random_model
 
@@ -294,16 +293,6 @@ def test_reset_draws_as_published() -> None:
     assert all(
         torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
     )
-
-
-def test_weight_normalisation() -> None:
-    linear = WeightNormLinear(3, 2, bias=False, weight_norm=True)
-    with torch.no_grad():
-        linear.weight_v.copy_(torch.tensor([[3.0, 0.0, 4.0], [0.0, 0.5, 0.0]]))
-        assert linear.weight_g is not None
-        linear.weight_g.copy_(torch.tensor([[10.0], [-2.0]]))
-    expected = torch.tensor([[6.0, 0.0, 8.0], [0.0, -2.0, 0.0]])
-    torch.testing.assert_close(linear.folded(), expected)
 
 
 def test_training_and_evaluation_agree() -> None:

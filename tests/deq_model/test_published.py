@@ -39,6 +39,15 @@ def test_there_and_back(config: ModelConfig) -> None:
         assert torch.equal(back[name], tensor), name
 
 
+@pytest.mark.parametrize(
+    "norm", [{"norm": "spectral_norm"}, {"norm_clip": 2.0}, {"norm_target": 1.0}], ids=str
+)
+def test_norms_that_the_layout_cannot_hold(norm: dict) -> None:
+    config = dataclasses.replace(CONFIG, **norm)
+    with pytest.raises(CheckpointError, match=r"keep the model as a checkpoint folder$"):
+        to_published(state_of(config), config)
+
+
 def test_a_prefix_is_dropped() -> None:
     native = state_of(CONFIG)
     published = {f"module.{k}": v for k, v in to_published(native, CONFIG).items()}
