@@ -1,0 +1,1 @@
+"""Figures of what a run or an evaluation has measured. matplotlib is loaded when one is drawn."""
