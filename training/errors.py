@@ -4,7 +4,9 @@ TrainingError
 ├── OptionsError       an option has an impossible value, or two contradict each other
 ├── DataError          a text cannot be read, or is too short for what is asked
 ├── ResumeError        a run's state is missing, damaged, or of another run
-└── DivergedError      too many steps in a row gave no finite loss or gradient
+├── DivergedError      the guard has ended the run
+├── SaveError          the last state of a run could not be written
+└── RankError          another process of the run has failed, is lost, or does not answer
 """
 
 
@@ -25,4 +27,12 @@ class ResumeError(TrainingError):
 
 
 class DivergedError(TrainingError):
-    """Too many steps in a row gave no finite loss or gradient."""
+    """The guard has ended the run: too many bad steps in a row, or one that was to stop it."""
+
+
+class SaveError(TrainingError):
+    """The last state of a run could not be written."""
+
+
+class RankError(TrainingError):
+    """Another process of the run has failed, is lost, or does not answer."""

@@ -9,8 +9,9 @@ from deq_model.jacobian import frobenius_estimate
 from deq_model.memory import Memory
 from deq_model.model import DEQLanguageModel
 from training.data import Block
+from training.optimiser import make_optimiser, set_rate
 from training.options.train import TrainOptions
-from training.schedule import learning_rate
+from training.schedule import Schedule
 
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
@@ -62,10 +63,8 @@ class Stepper:
         self.model = model
         self.options = options
         self.generator = generator
-        adam = options.optimiser
-        self.optimiser = torch.optim.Adam(
-            model.parameters(), lr=adam.lr, betas=(adam.beta1, adam.beta2), eps=adam.eps
-        )
+        self.optimiser = make_optimiser(model.parameters(), options.optimiser)
+        self.schedule = Schedule(options.optimiser)
 
     def step(self, step: int, block: Block, memory: Memory) -> tuple[StepReport, Memory]:
         """Trains on a block.
@@ -78,9 +77,8 @@ class Stepper:
         Returns:
             The report, and the memory for the next block: emptied where it would not be finite.
         """
-        lr = learning_rate(step, self.options.optimiser)
-        for group in self.optimiser.param_groups:
-            group["lr"] = lr
+        lr = self.schedule.rate(step)
+        set_rate(self.optimiser, lr)
         self.optimiser.zero_grad(set_to_none=True)
         done, nfe_backward = self._gradient(step, block, memory)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.optimiser.clip)
