@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,19 +17,16 @@ from deq_model.config import ModelConfig
 from deq_model.memory import Memory
 from deq_model.model import DEQLanguageModel
 from deq_model.tokenizers.base import Tokenizer
-from deq_model.tokenizers.load import load_tokenizer
 from training.card import run_card
-from training.data import Streams, read_tokens
+from training.data import PreparedData, Streams, open_data
 from training.errors import DivergedError, ResumeError
 from training.evaluation import EvalOptions, Evaluation, evaluate
 from training.options.train import TrainOptions
 from training.progress import Averages, JsonLog, ProgressBar
 from training.state import RunState, load_state, newest_state, save_state
 from training.step import Stepper, StepReport
-from training.vocabulary import make_tokenizer
 
 _LOG = logging.getLogger(__name__)
-_CACHE = "cache"
 _STATES = "checkpoints"
 MODEL_FOLDER = "model"
 
@@ -65,7 +63,6 @@ class Trainer:
         self.options = options
         self._out = options.run.out
         self._stop = threading.Event()
-        tokenizer_folder = self._out / "tokenizer"
         newest = newest_state(self._out / _STATES)
         if newest is not None and not options.run.resume:
             # Its log, tokenizer and model would be replaced one by one, and mixed until then.
@@ -74,13 +71,14 @@ class Trainer:
                 "run.resume true, or name another folder"
             )
         resumed = newest
-        if resumed is None:
-            self.tokenizer: Tokenizer = make_tokenizer(options.data, seed=options.run.seed)
-            tokenizer_folder.mkdir(parents=True, exist_ok=True)
-            self.tokenizer.save(tokenizer_folder)
-        else:
-            self.tokenizer = load_tokenizer(tokenizer_folder)
-        self._streams, self._valid = self._read_data()
+        data = open_data(
+            options.data,
+            out=self._out,
+            seed=options.run.seed,
+            remake="changed" if resumed is None else "never",
+        )
+        self.tokenizer: Tokenizer = data.tokenizer
+        self._streams, self._valid = self._read_data(data)
         device = torch.device(options.run.device)
         generator = torch.Generator(device).manual_seed(options.run.seed)
         self.model = self._make_model(device, generator)
@@ -91,16 +89,13 @@ class Trainer:
         if resumed is not None:
             self._restore(load_state(resumed, device=device))
 
-    def _read_data(self) -> tuple[Streams, Tensor]:
-        data, cache = self.options.data, self._out / _CACHE
-        assert data.train is not None and data.valid is not None
-        train = read_tokens(data.train, self.tokenizer, cache=cache)
-        valid = read_tokens(data.valid, self.tokenizer, cache=cache)
-        _LOG.info("%d tokens to train on, %d unknown", len(train.ids), train.unknown)
-        _LOG.info("%d tokens to validate on, %d unknown", len(valid.ids), valid.unknown)
-        kept = valid.ids[: self.options.valid.tokens or None]
-        Streams(kept, batch_size=data.batch_size)  # too short: better said now
-        return Streams(train.ids, batch_size=data.batch_size), kept
+    def _read_data(self, data: PreparedData) -> tuple[Streams, Tensor]:
+        for split, info in data.manifest.splits.items():
+            _LOG.info("%s: %d tokens, %d unknown", split, info.tokens, info.unknown)
+        batch_size = self.options.data.batch_size
+        kept = data.valid[: self.options.valid.tokens or None].astype(np.int64)
+        Streams(kept, batch_size=batch_size)  # too short: better said now
+        return Streams(data.train, batch_size=batch_size), torch.from_numpy(kept)
 
     def _make_model(self, device: torch.device, generator: torch.Generator) -> DEQLanguageModel:
         config: ModelConfig = self.options.model.config(

@@ -1,0 +1,279 @@
+"""Making a prepared folder, once: a second time is over as soon as nothing is found changed."""
+
+import fcntl
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from deq_model.files import write_whole
+from deq_model.tokenizers.base import Tokenizer
+from training.errors import DataError
+from training.prepare.encode import encode, id_dtype, write_ids
+from training.prepare.manifest import MANIFEST_FILE, SPLITS, Manifest, Source, Split, SplitInfo
+from training.prepare.opened import ids_path, map_ids
+from training.prepare.text import Advance, Scan, Text, file_sha256, scan, split_off
+from training.vocabulary import (
+    TOKENIZER_FILES,
+    TokenizerPlan,
+    build_tokenizer,
+    open_tokenizer,
+    tokenizer_bytes,
+    tokenizer_fingerprint,
+)
+
+_LOG = logging.getLogger(__name__)
+
+Remake = Literal["never", "changed", "always"]
+"""When to replace what is in the folder; never refuses where something has changed."""
+
+Progress = Callable[[str, int], Advance]
+"""Begins a task of so many bytes; what it returns is told how many more are done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What is in the folder now.
+
+    Attributes:
+        manifest: of the folder.
+        made: False where it was there already.
+    """
+
+    manifest: Manifest
+    made: bool
+
+
+def prepare_texts(
+    texts: Mapping[Split, Path],
+    out: Path,
+    plan: TokenizerPlan,
+    *,
+    valid_share: float = 0.0,
+    remake: Remake = "never",
+    progress: Progress | None = None,
+) -> Outcome:
+    """Makes a prepared folder of texts, or finds that it is there.
+
+    Args:
+        texts: file of each split; test may be missing, and valid where there is a ``valid_share``.
+        out: folder to write.
+        plan: which tokenizer to use.
+        valid_share: share of the training text, from its end, that is the valid split.
+        remake: when to replace what is in ``out``.
+        progress: is told what is being done.
+
+    Raises:
+        DataError: a text is missing, unusable or changed, or the folder cannot be written.
+        TokenizerError: the tokenizer is unusable, or cannot be made.
+    """
+    job = _Job(texts, out, plan, valid_share, progress or _silent)
+    if remake != "always" and (found := job.find(refuse=remake == "never")) is not None:
+        return Outcome(manifest=found, made=False)
+    job.check_files()
+    scans = job.scan()  # before anything is written
+    try:
+        with _locked(out):
+            # Another process may have made it while this one waited for the lock.
+            if remake != "always" and (found := job.find(refuse=False)) is not None:
+                return Outcome(manifest=found, made=False)
+            return Outcome(manifest=job.make(scans), made=True)
+    except OSError as error:
+        raise DataError(f"cannot write {out}: {error.strerror or error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Scanned:
+    """A file's state before it was read, and what reading it told."""
+
+    stat: os.stat_result
+    scan: Scan
+
+
+class _Job:
+    def __init__(
+        self,
+        texts: Mapping[Split, Path],
+        out: Path,
+        plan: TokenizerPlan,
+        valid_share: float,
+        progress: Progress,
+    ) -> None:
+        self._texts, self._out, self._plan = dict(texts), out, plan
+        self._valid_share, self._progress = valid_share, progress
+
+    def check_files(self) -> None:
+        """Raises DataError unless every text is a file."""
+        for split, path in self._texts.items():
+            if path.is_dir():
+                raise DataError(f"{split} text {path} must be a file, got a folder")
+            if not path.exists():
+                raise DataError(f"cannot read {split} text {path}: no such file")
+
+    def find(self, *, refuse: bool) -> Manifest | None:
+        """What is in the folder, if it was made from the same; else None, or DataError."""
+        if not (self._out / MANIFEST_FILE).exists():
+            return None
+        try:
+            manifest = Manifest.load(self._out)
+            self._check_settings(manifest)
+            self._check_sources(manifest)
+            self._check_outputs(manifest)
+        except DataError as error:
+            if refuse:
+                raise DataError(
+                    f"{error}; prepare again by --force true, or into another folder"
+                ) from None
+            _LOG.info("%s; preparing again", error)
+            return None
+        return manifest
+
+    def _check_settings(self, manifest: Manifest) -> None:
+        wanted, found = self._settings(), manifest.settings
+        for name in wanted | found:
+            if wanted.get(name) != found.get(name):
+                raise DataError(
+                    f"{self._out} was prepared with {name} {found.get(name)}, got "
+                    f"{wanted.get(name)}"
+                )
+
+    def _settings(self) -> dict[str, Any]:
+        shared: dict[str, Any] = {"valid_share": self._valid_share}
+        plan = self._plan
+        if plan.tokenizer is not None:
+            return shared | {"tokenizer": tokenizer_fingerprint(open_tokenizer(plan.tokenizer))}
+        made = {"tokenizer": None, "tokenizer_kind": plan.kind, "vocab_size": plan.vocab_size}
+        return shared | made | ({"seed": plan.seed} if plan.kind == "sentencepiece" else {})
+
+    def _check_sources(self, manifest: Manifest) -> None:
+        wanted = self._sources()
+        if wanted.keys() != manifest.splits.keys():
+            raise DataError(
+                f"{self._out} was prepared with the splits {', '.join(manifest.splits)}, got "
+                f"{', '.join(wanted)}"
+            )
+        for split, path in wanted.items():
+            _check_source(split, path, manifest.splits[split].source)
+
+    def _sources(self) -> dict[Split, Path]:
+        paths = self._texts | ({"valid": self._texts["train"]} if self._valid_share else {})
+        return {split: paths[split] for split in SPLITS if split in paths}
+
+    def _check_outputs(self, manifest: Manifest) -> None:
+        if not any((self._out / name).is_file() for name in TOKENIZER_FILES):
+            raise DataError(f"{self._out} has lost its tokenizer")
+        for split in manifest.splits:
+            map_ids(self._out, split, manifest)
+
+    def scan(self) -> dict[Path, "_Scanned"]:
+        """Reads every text through. Raises DataError if one is unusable."""
+        paths = dict.fromkeys(self._texts.values())
+        return {
+            path: _Scanned(path.stat(), scan(path, self._begin("reading", path))) for path in paths
+        }
+
+    def make(self, scans: Mapping[Path, "_Scanned"]) -> Manifest:
+        """Writes the folder."""
+        texts = self._cut(scans)
+        train = texts["train"]
+        tokenizer = build_tokenizer(self._plan, train, self._begin("counting", train.path))
+        self._clear()
+        splits = {
+            split: self._encode(split, text, tokenizer, scans[text.path])
+            for split, text in texts.items()
+        }
+        self._write_tokenizer(tokenizer)
+        manifest = Manifest(
+            tokenizer=tokenizer_fingerprint(tokenizer),
+            n_token=tokenizer.n_token,
+            settings=self._settings(),
+            splits=splits,
+        )
+        manifest.save(self._out)  # last: a folder without it is no prepared one
+        return manifest
+
+    def _encode(
+        self, split: Split, text: Text, tokenizer: Tokenizer, scanned: "_Scanned"
+    ) -> SplitInfo:
+        counts = write_ids(
+            ids_path(self._out, split),
+            encode(text, tokenizer, self._begin("encoding", text.path)),
+            dtype=id_dtype(tokenizer.n_token),
+        )
+        _check_unchanged(text.path, scanned.stat)
+        source = Source(
+            name=text.path.name,
+            size=scanned.stat.st_size,
+            mtime_ns=scanned.stat.st_mtime_ns,
+            sha256=scanned.scan.sha256,
+            begin=text.begin,
+            end=text.end,
+        )
+        return SplitInfo(source=source, tokens=counts.tokens, unknown=counts.unknown)
+
+    def _cut(self, scans: Mapping[Path, "_Scanned"]) -> dict[Split, Text]:
+        texts = {split: Text(path=path) for split, path in self._texts.items()}
+        if self._valid_share:
+            train = texts["train"]
+            texts["train"], texts["valid"] = split_off(
+                train, self._valid_share, size=scans[train.path].scan.size
+            )
+        return {split: texts[split] for split in SPLITS if split in texts}
+
+    def _begin(self, what: str, path: Path) -> Advance:
+        packed = path.suffix in (".xz", ".gz")
+        return self._progress(f"{what} {path.name}", 0 if packed else path.stat().st_size)
+
+    def _clear(self) -> None:
+        names = [MANIFEST_FILE, *TOKENIZER_FILES, *(ids_path(self._out, s).name for s in SPLITS)]
+        for name in names:
+            (self._out / name).unlink(missing_ok=True)
+            for stale in self._out.glob(f".{name}.*.tmp"):  # of a process that was killed
+                stale.unlink(missing_ok=True)
+
+    def _write_tokenizer(self, tokenizer: Tokenizer) -> None:
+        name, _, content = tokenizer_bytes(tokenizer).partition(b"\0")
+        write_whole(self._out / name.decode(), lambda path: path.write_bytes(content))
+
+
+def _check_source(split: Split, path: Path, source: Source) -> None:
+    """Size and time decide; where only the time differs, the contents do."""
+    if not path.exists():
+        if path.name == source.name:
+            _LOG.info("%s text %s is gone; its tokens are there", split, path)
+            return
+        raise DataError(f"cannot read {split} text {path}: no such file")
+    stat = path.stat()
+    if (stat.st_size, stat.st_mtime_ns) == (source.size, source.mtime_ns):
+        return
+    if stat.st_size != source.size or file_sha256(path) != source.sha256:
+        raise DataError(f"{split} text {path} has changed since it was prepared")
+
+
+def _check_unchanged(path: Path, before: os.stat_result) -> None:
+    now = path.stat()
+    if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        raise DataError(f"text {path} changed while it was being prepared; try again")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time writes a folder; the lock ends with the process, however it does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _LOG.info("waiting for another process that prepares %s", folder)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _silent(what: str, size: int) -> Advance:
+    return lambda read: None
