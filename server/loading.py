@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from deq_model.checkpoint import load_checkpoint
+from deq_model.devices import find_device
 from deq_model.errors import CheckpointError
 from server.config import ModelSource, ServerConfig, ServerConfigError
 from server.engine.engine import Engine
@@ -23,10 +24,11 @@ def load_engine(source: ModelSource, config: ServerConfig, observer: Observer) -
 
     Raises:
         CheckpointError, TokenizerError: the folder does not hold a whole checkpoint.
-        ServerConfigError: the device is not there.
+        ConfigError: the device is not there.
+        ServerConfigError: the sizes do not fit into its memory.
     """
     began = time.monotonic()
-    device = pick_device(config.device)
+    device = find_device(config.device)
     dtype = pick_dtype(config)
     # Folding the weights is done in their own precision; the engine casts afterwards.
     checkpoint = load_checkpoint(source.path, device=device)
@@ -67,17 +69,6 @@ def _is_out_of_memory(error: Exception) -> bool:
         return True
     text = str(error)
     return "allocate memory" in text or "overflow" in text
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of that name. Raises ServerConfigError if this machine lacks it."""
-    device = torch.device(name)
-    if device.type != "cuda":
-        return device
-    count = torch.cuda.device_count()
-    if (device.index or 0) >= count:
-        raise ServerConfigError(f"device must be one of this machine's ({count} cuda), got {name}")
-    return torch.device("cuda", device.index or 0)
 
 
 def pick_dtype(config: ServerConfig) -> torch.dtype:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cli.parser import Parser
 from deq_model.checkpoint import (
     check_finite,
     check_shapes,
@@ -125,7 +126,7 @@ def main(argv: list[str], prog: str) -> int:
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description="Convert a .pth file of the published layout to a checkpoint folder, or back.",
     )

@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+from cli.parser import Parser, positive_seconds
 from client._channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S
 from client.errors import DeqlmError, Unavailable
 from client.options import BudgetPolicy, SolverOptions
@@ -30,9 +31,9 @@ class UsageError(Exception):
     """The command line cannot be carried out; the message says what to change."""
 
 
-def common_flags() -> argparse.ArgumentParser:
+def common_flags() -> Parser:
     """Make a parent parser with the flags that every command takes."""
-    common = argparse.ArgumentParser(add_help=False)
+    common = Parser(add_help=False)
     group = common.add_argument_group("connection and output")
     group.add_argument(
         "--address",
@@ -42,7 +43,7 @@ def common_flags() -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--timeout-s",
-        type=float,
+        type=positive_seconds,
         metavar="S",
         help=f"deadline of each call (default: {DEFAULT_TIMEOUT_S:g}; none for streams)",
     )
@@ -56,9 +57,7 @@ def make_parser(
     prog: str, description: str, *, epilog: str | None = None
 ) -> argparse.ArgumentParser:
     """Make the parser of a command without subcommands."""
-    return argparse.ArgumentParser(
-        prog=prog, description=description, epilog=epilog, parents=[common_flags()]
-    )
+    return Parser(prog=prog, description=description, epilog=epilog, parents=[common_flags()])
 
 
 def add_solver_flags(parser: argparse.ArgumentParser) -> None:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
+from cli.parser import Parser, positive_seconds
 from client.commands._common import (
     add_solver_flags,
     common_flags,
@@ -30,14 +31,14 @@ def main(argv: list[str], prog: str) -> int:
 
 
 def _parse(argv: list[str], prog: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=prog, description="Manage histories that the server keeps between calls."
-    )
+    parser = Parser(prog=prog, description="Manage histories that the server keeps between calls.")
     # The common flags stand behind the subcommand; given in front too, its defaults would win.
     common = common_flags()
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     create = commands.add_parser("create", parents=[common], help="make an empty session")
-    create.add_argument("--ttl-s", type=float, metavar="S", help="time to live after the last use")
+    create.add_argument(
+        "--ttl-s", type=positive_seconds, metavar="S", help="time to live after the last use"
+    )
     add_solver_flags(create)
     create.set_defaults(do=_create)
     get = commands.add_parser("get", parents=[common], help="tell about a session")
@@ -46,7 +47,9 @@ def _parse(argv: list[str], prog: str) -> argparse.Namespace:
     commands.add_parser("list", parents=[common], help="list your sessions").set_defaults(do=_list)
     fork = commands.add_parser("fork", parents=[common], help="copy a session")
     fork.add_argument("session_id", metavar="ID")
-    fork.add_argument("--ttl-s", type=float, metavar="S", help="time to live of the copy")
+    fork.add_argument(
+        "--ttl-s", type=positive_seconds, metavar="S", help="time to live of the copy"
+    )
     fork.set_defaults(do=_fork)
     delete = commands.add_parser("delete", parents=[common], help="delete sessions")
     delete.add_argument("session_ids", metavar="ID", nargs="+")

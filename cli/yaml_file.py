@@ -1,0 +1,56 @@
+"""Values from YAML files; loaded only where there is one."""
+
+from collections.abc import Callable, Hashable
+from typing import Any, Protocol
+
+import yaml
+
+
+class Readable(Protocol):
+    """A file on disk, or one inside an installed package."""
+
+    def read_bytes(self) -> bytes:
+        """All of it."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that comes twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"key {key.value} comes twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def load(file: Readable, name: str) -> dict[str, Any]:
+    """The keys and values of a file; an empty one has none. Raises ValueError naming it."""
+    try:
+        values = yaml.load(file.read_bytes().decode("utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise ValueError(f"cannot read {name}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not UTF-8: {error.reason} at byte {error.start}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{name} is not YAML: {_problem(error)}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{name} must hold keys and values, got {values!r:.60}")
+    return {str(key): value for key, value in values.items()}
+
+
+def dump(values: dict[str, Any]) -> str:
+    """The values as YAML, in their order."""
+    write: Callable[..., str] = yaml.safe_dump
+    return write(values, sort_keys=False, default_flow_style=None, width=80)
+
+
+def _problem(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return " ".join(str(error).split()) or type(error).__name__
