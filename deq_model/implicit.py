@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from deq_model.solvers.loop import Solution, solve
+from deq_model.solvers.loop import Solution, solve_block
 from deq_model.solvers.options import SolverOptions
 
 
@@ -18,9 +18,13 @@ class ImplicitGradient:
         solution: of the backward system, with ``nfe`` and residuals; None until it has run.
     """
 
-    def __init__(self, z: Tensor, options: SolverOptions) -> None:
-        """Takes the leaf ``z`` (batch, tgt_len, d_model) that ``f_z`` was computed from."""
+    def __init__(self, z: Tensor, options: SolverOptions, *, whole_block: bool = False) -> None:
+        """Takes the leaf ``z`` (batch, tgt_len, d_model) that ``f_z`` was computed from.
+
+        ``whole_block`` solves each sample's block as one vector, as published.
+        """
         self._z = z
+        self._whole_block = whole_block
         self._options = options
         self.solution: Solution | None = None
 
@@ -37,5 +41,7 @@ class ImplicitGradient:
             (product,) = torch.autograd.grad(f_z, self._z, y.flip(1), retain_graph=True)
             return (product + grad).flip(1)
 
-        self.solution = solve(transposed, torch.zeros_like(grad), self._options)
+        self.solution = solve_block(
+            transposed, torch.zeros_like(grad), self._options, whole_block=self._whole_block
+        )
         return self.solution.z_star.flip(1)

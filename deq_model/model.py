@@ -18,7 +18,7 @@ from deq_model.function import EquilibriumParameters, EquilibriumWeights, Functi
 from deq_model.implicit import ImplicitGradient
 from deq_model.memory import Memory
 from deq_model.normalised import NormalisedLinear
-from deq_model.solvers.loop import Solution, solve
+from deq_model.solvers.loop import Solution, solve_block
 from deq_model.solvers.options import SolverOptions
 
 Initial = Literal["normal", "uniform"]
@@ -243,7 +243,7 @@ class DEQLanguageModel(nn.Module):
         injection = self.inject(tokens)
         f = BlockFunction(self.f.fold() if weights is None else weights, memory, injection)
         z_init = injection.new_zeros(*tokens.shape, self.config.d_model)
-        solution = _solve_rows(f, z_init, options, whole_block=whole_block)
+        solution = solve_block(f, z_init, options, whole_block=whole_block)
         keep = self.config.mem_len if mem_len is None else mem_len
         remembered = memory.extend(solution.z_star, injection, mem_len=keep)
         return BlockResult(solution.z_star, remembered, solution)
@@ -273,7 +273,7 @@ class DEQLanguageModel(nn.Module):
             memory: of the blocks before; the gradient ends there.
             forward: solver of the fixed point.
             backward: solver of the gradient's linear system.
-            whole_block: solve forward as published, each sample's block as one vector.
+            whole_block: solve both ways as published, each sample's block as one vector.
             matmul_dtype: of the matrix products of f; None for the parameters'.
             generator: source of the dropout masks.
         """
@@ -283,10 +283,10 @@ class DEQLanguageModel(nn.Module):
         with torch.no_grad():
             fixed = BlockFunction(weights.detach(), memory, injection.detach(), function_masks)
             z_init = injection.new_zeros(*tokens.shape, self.config.d_model)
-            solution = _solve_rows(fixed, z_init, forward, whole_block=whole_block)
+            solution = solve_block(fixed, z_init, forward, whole_block=whole_block)
         z = solution.z_star.detach().requires_grad_()  # a leaf, beside the solution's own tensor
         f_z = BlockFunction(weights, memory, injection, function_masks)(z)
-        gradient = ImplicitGradient(z, backward)
+        gradient = ImplicitGradient(z, backward, whole_block=whole_block)
         hidden = gradient.attach(f_z)
         if masks is not None:
             hidden = hidden * masks.hidden
@@ -375,26 +375,3 @@ class DEQLanguageModel(nn.Module):
                 ),
             ),
         )
-
-
-def _solve_rows(
-    f: BlockFunction,
-    z_init: Tensor,
-    options: SolverOptions,
-    *,
-    whole_block: bool,
-) -> Solution:
-    if not whole_block:
-        return solve(f, z_init, options)
-    batch, length, d_model = z_init.shape
-    solution = solve(
-        lambda z: f(z.view(batch, length, d_model)).view(batch, 1, -1),
-        z_init.view(batch, 1, -1),
-        options,
-    )
-    return Solution(
-        z_star=solution.z_star.view(batch, length, d_model),
-        nfe=solution.nfe,
-        residual=solution.residual.expand(batch, length),
-        status=solution.status.expand(batch, length),
-    )

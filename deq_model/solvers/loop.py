@@ -93,3 +93,31 @@ def solve(f: Callable[[Tensor], Tensor], z_init: Tensor, options: SolverOptions)
         residual=residual,
         status=torch.where(done, SolverStatus.CONVERGED, status),
     )
+
+
+def solve_block(
+    f: Callable[[Tensor], Tensor], z_init: Tensor, options: SolverOptions, *, whole_block: bool
+) -> Solution:
+    """Solves token by token as ``solve`` does, or each sample's whole block as one vector.
+
+    Args:
+        f: ``(B, L, D)`` to the same.
+        z_init: ``(B, L, D)`` starting states.
+        options: method, tolerance and budget.
+        whole_block: one vector of a sample, as published; residual and status are then those of
+            its block at each of its rows.
+    """
+    if not whole_block:
+        return solve(f, z_init, options)
+    batch, length, d_model = z_init.shape
+    solution = solve(
+        lambda z: f(z.view(batch, length, d_model)).reshape(batch, 1, -1),
+        z_init.reshape(batch, 1, -1),
+        options,
+    )
+    return Solution(
+        z_star=solution.z_star.view(batch, length, d_model),
+        nfe=solution.nfe,
+        residual=solution.residual.expand(batch, length),
+        status=solution.status.expand(batch, length),
+    )
