@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from training.flags import parse
+from training.flags import parse, read_train
 from training.options.evaluation import EvalRun
 from training.options.train import TrainOptions
 
@@ -19,11 +19,8 @@ EXIT_STOPPED = 130
 
 
 def parse_train(argv: list[str], prog: str) -> TrainOptions:
-    """Options of a run from flags and ``--config FILE``; bad ones end the process with 2."""
-    made = parse(
-        argv, prog=prog, description="Train a model on a text file.", groups=TrainOptions.groups()
-    )
-    return TrainOptions(**made)
+    """Options of a run from recipe, files and flags; bad ones end the process with 2."""
+    return read_train(argv, prog)
 
 
 def parse_eval(argv: list[str], prog: str) -> EvalRun:
@@ -46,15 +43,15 @@ def eval_main(argv: list[str], prog: str) -> int:
 
 
 def _eval(run: EvalRun) -> int:
+    from training.evaluating.table import print_report
     from training.scoring import score_file
 
-    report = score_file(run)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    figures = score_file(run)
     if run.json:
-        sys.stdout.write(json.dumps(report) + "\n")
+        sys.stdout.write(json.dumps(figures, allow_nan=False) + "\n")
     else:
-        width = max(map(len, report))
-        lines = [f"{name:<{width}}  {value}" for name, value in report.items()]
-        sys.stdout.write("\n".join(lines) + "\n")
+        print_report(figures, sys.stdout)
     return EXIT_OK
 
 

@@ -1,65 +1,66 @@
 """Perplexity on a text: contiguous streams, blocks along time, memory carried."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from deq_model.function import EquilibriumWeights
-from deq_model.memory import Memory
 from deq_model.model import DEQLanguageModel
-from deq_model.solvers.options import SolverOptions, SolverStatus
-from training.data import Block, Streams
+from deq_model.solvers.options import SolverStatus
+from training.data import Streams
+from training.evaluating.solving import EvalOptions, SolvedBlock, block_radius, solve_eval_block
+from training.evaluating.statistics import (
+    MeanWithError,
+    batch_means,
+    exponential,
+    exponential_error,
+)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvalOptions:
-    """The protocol of an evaluation.
-
-    Attributes:
-        batch_size: streams that the text is cut into.
-        tgt_len: tokens of a block.
-        mem_len: tokens of memory before a block.
-        solver: of the fixed point.
-        whole_block: solve each stream's block as one vector, as published, instead of token by
-            token.
-        retries: solve a stream's block that has not converged again, so many times at most, with
-            twice the budget and depth each time: a stiff block can need far more calls than the
-            others, and its error would stay in the memory.
-        max_blocks: stop after so many blocks; None for all.
-    """
-
-    batch_size: int
-    tgt_len: int
-    mem_len: int
-    solver: SolverOptions
-    whole_block: bool = False
-    retries: int = 0
-    max_blocks: int | None = None
+__all__ = ["EvalOptions", "Evaluation", "evaluate"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """What an evaluation found.
+    """What an evaluation found. Letters: B streams, n targets of each, in the order of the text.
 
     Attributes:
-        nll: ``(batch_size, n)`` float64 on the CPU, of every target, in the order of the text.
+        nll: ``(B, n)`` float64 on the CPU, of every target, in nats.
+        residual: ``(B, n)`` float64 on the CPU, of the state that each target was predicted from.
+        status: ``(B, n)`` int64 on the CPU, a ``SolverStatus`` each.
+        blocks: blocks of each stream.
+        tgt_len: tokens of a block.
         nfe: mean calls of f per block, those of retries included.
-        unconverged: tokens that did not come under the tolerance.
-        worst_residual: the largest residual left at any token.
+        evaluations: rows that f was computed for, per target.
+        residual_by_call: mean residual after each call of f of a block's first try; the mean over
+            blocks, one that needed fewer calls counting with its last value.
+        radius: estimates of the Jacobian's spectral radius, one for each stream and block that was
+            looked at.
+        seconds: that it took, those for the radius left out.
     """
 
     nll: Tensor
+    residual: Tensor
+    status: Tensor
+    blocks: int
+    tgt_len: int
     nfe: float
-    unconverged: int
-    worst_residual: float
+    evaluations: float
+    residual_by_call: tuple[float, ...]
+    radius: tuple[float, ...]
+    seconds: float
 
     @property
     def scored_tokens(self) -> int:
         """Number of targets."""
         return self.nll.numel()
+
+    @property
+    def mean(self) -> MeanWithError:
+        """Of the losses, in nats per token, with its standard error by batch means."""
+        return batch_means(self.nll, at_least=self.tgt_len)
 
     @property
     def mean_nll(self) -> float:
@@ -69,7 +70,42 @@ class Evaluation:
     @property
     def perplexity(self) -> float:
         """The exponential of the mean; inf where that is beyond a float."""
-        return math.exp(self.mean_nll) if self.mean_nll < 700 else math.inf
+        return exponential(self.mean_nll)
+
+    @property
+    def perplexity_error(self) -> float:
+        """Its standard error; nan where the text is too short to tell."""
+        return exponential_error(self.mean)
+
+    @property
+    def converged(self) -> Tensor:
+        """``(B, n)`` bool."""
+        return self.status == SolverStatus.CONVERGED
+
+    @property
+    def unconverged(self) -> int:
+        """Tokens that did not come under the tolerance."""
+        return int((~self.converged).sum())
+
+    @property
+    def unconverged_share(self) -> float:
+        """The same, of all tokens."""
+        return self.unconverged / self.scored_tokens
+
+    @property
+    def mean_residual(self) -> float:
+        """Over all tokens."""
+        return float(self.residual.mean())
+
+    @property
+    def worst_residual(self) -> float:
+        """The largest residual left at any token."""
+        return float(self.residual.max())
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Targets scored per second."""
+        return self.scored_tokens / max(self.seconds, 1e-9)
 
 
 def evaluate(
@@ -91,110 +127,82 @@ def evaluate(
         DataError: the text is too short for so many streams.
     """
     streams = Streams(ids, batch_size=options.batch_size)
+    count = n_blocks(streams.length, options)
+    looked_at = spread(count, options.radius_blocks)
+    total = min(count * options.tgt_len, streams.length)
     memory = model.empty_memory(options.batch_size)
     weights = model.f.fold().detach()
-    parts: list[Tensor] = []
-    nfe, unconverged, worst = 0, 0, 0.0
-    for block in streams.blocks(tgt_len=options.tgt_len):
-        if len(parts) == options.max_blocks:
+    found = _Found()
+    for index, block in enumerate(streams.blocks(tgt_len=options.tgt_len)):
+        if index == count:
             break
-        solved = _solve(model, block, memory, weights, options)
-        parts.append(_nll(model, solved.hidden, block.targets))
+        began = time.perf_counter()
+        tokens = block.tokens.to(model.device)
+        solved = solve_eval_block(model, tokens, memory, weights, options)
+        nll = _nll(model, solved.hidden, block.targets)
+        found.add(solved, nll, seconds=time.perf_counter() - began)
+        if index in looked_at:
+            found.radius += block_radius(model, tokens, memory, weights, solved.hidden).tolist()
         memory = solved.memory
-        nfe += solved.nfe
-        unconverged += int((solved.status != SolverStatus.CONVERGED).sum())
-        worst = max(worst, float(solved.residual.max()))
         if progress is not None:
-            progress(block.begin + block.tokens.shape[1], streams.length)
-    return Evaluation(
-        nll=torch.cat(parts, dim=1),
-        nfe=nfe / len(parts),
-        unconverged=unconverged,
-        worst_residual=worst,
-    )
+            progress(block.begin + tokens.shape[1], total)
+    return found.summary(tgt_len=options.tgt_len)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Solved:
-    hidden: Tensor
-    memory: Memory
-    residual: Tensor
-    status: Tensor
-    nfe: int
+def n_blocks(length: int, options: EvalOptions) -> int:
+    """Blocks of streams of ``length`` targets that ``options`` wants."""
+    blocks = math.ceil(length / options.tgt_len)
+    return blocks if options.max_blocks is None else min(blocks, options.max_blocks)
 
 
-def _solve(
-    model: DEQLanguageModel,
-    block: Block,
-    memory: Memory,
-    weights: EquilibriumWeights,
-    options: EvalOptions,
-) -> _Solved:
-    tokens = block.tokens.to(model.device)
-    solved = _solve_once(model, tokens, memory, weights, options)
-    for retry in range(1, options.retries + 1):
-        left = (solved.status != SolverStatus.CONVERGED).any(1).nonzero().squeeze(1)
-        if len(left) == 0:
-            break
-        again = _solve_once(
-            model,
-            tokens[left],
-            Memory(memory.z_hist[left], memory.u_hist[left]),
-            weights,
-            _patient(options, times=2**retry),
+def spread(count: int, wanted: int) -> set[int]:
+    """At most ``wanted`` of ``count`` indices, evenly spread; the last ones have most memory."""
+    return {count * (i + 1) // wanted - 1 for i in range(wanted)} - {-1} if wanted else set()
+
+
+class _Found:
+    """What is gathered on the way."""
+
+    def __init__(self) -> None:
+        self._nll: list[Tensor] = []
+        self._residual: list[Tensor] = []
+        self._status: list[Tensor] = []
+        self._curves: list[Tensor] = []
+        self._nfe, self._evaluations, self._seconds = 0, 0, 0.0
+        self.radius: list[float] = []
+
+    def add(self, solved: SolvedBlock, nll: Tensor, *, seconds: float) -> None:
+        """Counts a block; its states are not kept."""
+        self._nll.append(nll)
+        self._residual.append(solved.residual.double().cpu())
+        self._status.append(solved.status.cpu())
+        self._curves += solved.residual_by_call
+        self._nfe += solved.nfe
+        self._evaluations += solved.evaluations
+        self._seconds += seconds
+
+    def summary(self, *, tgt_len: int) -> Evaluation:
+        nll = torch.cat(self._nll, dim=1)
+        return Evaluation(
+            nll=nll,
+            residual=torch.cat(self._residual, dim=1),
+            status=torch.cat(self._status, dim=1),
+            blocks=len(self._nll),
+            tgt_len=tgt_len,
+            nfe=self._nfe / len(self._nll),
+            evaluations=self._evaluations / nll.numel(),
+            residual_by_call=mean_curve(self._curves),
+            radius=tuple(self.radius),
+            seconds=self._seconds,
         )
-        solved = _better(solved, again, left)
-    return solved
 
 
-def _patient(options: EvalOptions, *, times: int) -> EvalOptions:
-    solver = options.solver
-    solver = replace(solver, max_nfe=solver.max_nfe * times, depth=solver.depth * times)
-    return replace(options, solver=solver)
-
-
-def _solve_once(
-    model: DEQLanguageModel,
-    tokens: Tensor,
-    memory: Memory,
-    weights: EquilibriumWeights,
-    options: EvalOptions,
-) -> _Solved:
-    result = model.solve_block(
-        tokens,
-        memory,
-        options.solver,
-        mem_len=options.mem_len,
-        weights=weights,
-        whole_block=options.whole_block,
-    )
-    return _Solved(
-        hidden=result.hidden,
-        memory=result.memory,
-        residual=result.solution.residual,
-        status=result.solution.status,
-        nfe=result.solution.nfe,
-    )
-
-
-def _better(solved: _Solved, again: _Solved, rows: Tensor) -> _Solved:
-    """The streams ``rows`` from ``again``, where it left a smaller residual."""
-    wins = again.residual.amax(1) < solved.residual[rows].amax(1)
-    rows = rows[wins]
-
-    def put(old: Tensor, new: Tensor) -> Tensor:
-        return old.index_copy(0, rows, new[wins])
-
-    return _Solved(
-        hidden=put(solved.hidden, again.hidden),
-        memory=Memory(
-            put(solved.memory.z_hist, again.memory.z_hist),
-            put(solved.memory.u_hist, again.memory.u_hist),
-        ),
-        residual=put(solved.residual, again.residual),
-        status=put(solved.status, again.status),
-        nfe=solved.nfe + again.nfe,
-    )
+def mean_curve(curves: Sequence[Tensor]) -> tuple[float, ...]:
+    """The mean of curves ``(calls,)`` of different lengths, shorter ones going on at their end."""
+    longest = max(len(curve) for curve in curves)
+    padded = [torch.cat([c, c[-1:].expand(longest - len(c))]) for c in curves]
+    mean: list[float] = torch.stack(padded).mean(0).tolist()
+    return tuple(mean)
 
 
 @torch.no_grad()

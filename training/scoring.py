@@ -1,88 +1,116 @@
 """``deqlm eval``: a checkpoint's perplexity on a text file."""
 
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from deq_model.checkpoint import LoadedCheckpoint, load_checkpoint, write_whole
-from deq_model.errors import CheckpointError
-from training.data import read_tokens
-from training.evaluation import EvalOptions, Evaluation, evaluate
+from deq_model.checkpoint import LoadedCheckpoint
+from training.evaluating.curves import Abscissa, CurvePoint, curve
+from training.evaluating.figures import check_figures, evaluation_figure
+from training.evaluating.output import open_folder, write_json, write_per_token
+from training.evaluating.progress import EvalProgress
+from training.evaluating.protocols import (
+    EvalStreams,
+    number_format,
+    open_checkpoint,
+    protocol_of,
+    read_eval_text,
+    streams_of,
+)
+from training.evaluating.report import EvalReport
+from training.evaluating.solving import EvalOptions
+from training.evaluation import evaluate
 from training.options.evaluation import EvalRun
+from training.plots.output import save_figure
 
-_EXACT_BELOW = 1e-4  # a tolerance that float32 does not reach in every model
+REPORT_FILE = "evaluation.json"
+PER_TOKEN_FILE = "per-token.npz"
+FIGURE_FILES = ("curves.svg", "curves.png")
 
 
 def score_file(run: EvalRun) -> dict[str, Any]:
-    """Scores the text and writes the per-token file if one is asked for.
+    """Scores the text and writes the files that are asked for.
 
     Returns:
         JSON-ready figures, ``perplexity`` first.
 
     Raises:
         CheckpointError: the checkpoint is unusable, or has no tokenizer.
-        TokenizerError: the tokenizer is unusable, or cannot encode the text.
-        DataError: the text cannot be read, or is too short.
+        DataError: the text cannot be read or encoded, or is too short.
+        OptionsError: the device is not there, or a folder cannot be written to.
+        PlotError: figures are wanted and cannot be drawn.
     """
+    _check_outputs(run)
     if run.threads:
         torch.set_num_threads(run.threads)
-    dtype = _dtype(run)
-    loaded = load_checkpoint(run.model, device=run.device, dtype=dtype)
-    if loaded.tokenizer is None:
-        raise CheckpointError(f"checkpoint {run.model} has no tokenizer")
-    tokens = read_tokens(run.data, loaded.tokenizer)
-    protocol = _protocol(run, loaded)
-    result = evaluate(loaded.model, tokens.ids, protocol)
+    report = measure(run)
+    figures = report.figures()
     if run.per_token is not None:
-        _write_per_token(run.per_token, result)
-    return {
-        "perplexity": result.perplexity,
-        "mean_nll": result.mean_nll,
-        "scored_tokens": result.scored_tokens,
-        "nfe": result.nfe,
-        "unconverged": result.unconverged,
-        "worst_residual": result.worst_residual,
-        "unknown": tokens.unknown,
-        "model": str(run.model),
-        "fingerprint": loaded.fingerprint,
-        "data": str(run.data),
-        "mem_len": protocol.mem_len,
-        "tgt_len": protocol.tgt_len,
-        "batch_size": protocol.batch_size,
-        "method": protocol.solver.method,
-        "tol": protocol.solver.tol,
-        "max_nfe": protocol.solver.max_nfe,
-        "depth": protocol.solver.depth,
-        "whole_block": protocol.whole_block,
-        "retries": protocol.retries,
-        "dtype": str(dtype).removeprefix("torch."),
-    }
+        write_per_token(run.per_token, report)
+    if run.out is not None:
+        write_json(run.out / REPORT_FILE, figures)
+        write_per_token(run.out / PER_TOKEN_FILE, report)
+        figure = evaluation_figure(report)
+        for name in FIGURE_FILES:
+            save_figure(figure, run.out / name)
+    return figures
 
 
-def _dtype(run: EvalRun) -> torch.dtype:
-    if run.dtype == "auto":
-        return torch.float64 if run.tol < _EXACT_BELOW else torch.float32
-    return torch.float64 if run.dtype == "float64" else torch.float32
+def _check_outputs(run: EvalRun) -> None:
+    """Says before any work is done what could not be written after it."""
+    if run.per_token is not None:
+        open_folder(run.per_token.parent, name="the folder of per_token")
+    if run.out is not None:
+        open_folder(run.out)
+        check_figures()
 
 
-def _protocol(run: EvalRun, loaded: LoadedCheckpoint) -> EvalOptions:
-    config = loaded.config
-    return EvalOptions(
-        batch_size=run.batch_size,
-        tgt_len=config.tgt_len if run.tgt_len is None else run.tgt_len,
-        mem_len=config.mem_len if run.mem_len is None else run.mem_len,
-        solver=run.solver(),
-        whole_block=run.whole_block,
-        retries=run.retries,
-        max_blocks=run.max_blocks or None,
+def measure(run: EvalRun) -> EvalReport:
+    """The evaluation and its curves; see ``score_file``."""
+    dtype = number_format(run.dtype, run.tol)
+    loaded, tokenizer = open_checkpoint(run.model, device=run.device, dtype=dtype)
+    text = read_eval_text(run.data, tokenizer)
+    options = protocol_of(run, loaded.config)
+    streams = streams_of(text, options, published=run.published, eos_id=tokenizer.eos_id)
+    with EvalProgress(1 + len(run.budgets()) + len(run.mem_lens())) as progress:
+        result = evaluate(loaded.model, streams.ids, options, progress=progress.stage("evaluation"))
+        curves = _curves(run, loaded, streams, options, progress)
+    return EvalReport(
+        result=result,
+        options=options,
+        size=streams.size,
+        about=_about(run, loaded, dtype),
+        text_tokens=len(text.ids),
+        unknown=text.unknown,
+        **curves,
     )
 
 
-def _write_per_token(path: Path, result: Evaluation) -> None:
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # numpy would add .npz to a name
-            np.savez_compressed(file, nll=result.nll.numpy())
+def _curves(
+    run: EvalRun,
+    loaded: LoadedCheckpoint,
+    streams: EvalStreams,
+    options: EvalOptions,
+    progress: EvalProgress,
+) -> dict[str, tuple[CurvePoint, ...]]:
+    wanted: dict[Abscissa, tuple[int, ...]] = {
+        "max_nfe": run.budgets(),
+        "mem_len": run.mem_lens(),
+    }
+    return {
+        f"{over}_curve": curve(
+            loaded.model, streams.ids, options, over, values, stage=progress.stage
+        )
+        for over, values in wanted.items()
+    }
 
-    write_whole(path, write)
+
+def _about(run: EvalRun, loaded: LoadedCheckpoint, dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        "model": str(run.model),
+        "fingerprint": loaded.fingerprint,
+        "data": str(run.data),
+        "protocol": run.protocol,
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": run.device,
+    }

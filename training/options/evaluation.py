@@ -6,11 +6,20 @@ from pathlib import Path
 from typing import Literal
 
 from deq_model.solvers.options import Method, SolverOptions
+from training.errors import OptionsError
 from training.options.checks import at_least
 
 EvalDtype = Literal["auto", "float32", "float64"]
+Protocol = Literal["published", "chunk-invariant"]
+PROTOCOLS: tuple[Protocol, ...] = ("published", "chunk-invariant")
+PUBLISHED_STREAMS = 16
+SERVED_WINDOW = 32
+SERVED_MAX_NFE = 100
+"""The server's window and budget where nobody says otherwise; so is the tolerance below."""
 _TOKEN_DEPTH = 12
 _RESTART = SolverOptions().restart
+_ONLY_PUBLISHED = ("method", "depth", "whole_block", "retries")
+_ONLY_SERVED = ("window",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,51 +29,108 @@ class EvalRun:
     Attributes:
         model: checkpoint folder.
         data: text to score, UTF-8, plain or .xz.
+        protocol: published (streams side by side, whole blocks solved from zeros) or
+            chunk-invariant (what the server answers: a session from <eos>, token by token).
         mem_len: tokens of memory before a block; unset for the checkpoint's.
         tgt_len: tokens of a block; unset for the checkpoint's.
-        batch_size: streams that the text is cut into, side by side.
-        method: solver, broyden, anderson or picard.
+        batch_size: equal parts of the text that are scored side by side, each from an empty
+            memory; unset for 16 as published, 1 chunk-invariant.
+        method: solver, broyden, anderson or picard; unset for broyden.
         tol: tolerance on the relative residual.
-        max_nfe: calls of f on a block before it is given up, or tried again.
-        depth: past steps that the solver remembers; 0 for max_nfe with broyden and whole_block,
-            as published, else 12.
-        whole_block: solve each stream's block as one vector, as published, instead of token by
-            token.
-        retries: solve a stream's block that has not converged again from zeros, so many times at
-            most, with twice the budget and the depth each time.
+        max_nfe: calls of f on a block, or on a window, before it is given up or tried again; unset
+            for 35 as published, 100 chunk-invariant.
+        depth: past steps that the solver remembers; unset for max_nfe with broyden on whole
+            blocks, as published, else 12.
+        whole_block: as published, solve each stream's block as one vector; false for token by
+            token. Unset for true.
+        retries: as published, solve a stream's block that has not converged again from zeros, so
+            many times at most, with twice the budget and the depth each time; unset for 2.
+        window: chunk-invariant, tokens solved together; unset for 32, or tgt_len where that is
+            less.
+        max_nfe_curve: budgets, such as 2,4,8,16,32, to measure the perplexity at as well, without
+            retries.
+        mem_len_curve: memory lengths, such as 0,64,150,480, likewise.
+        radius_blocks: blocks, spread over the text, at whose fixed points the spectral radius of
+            the Jacobian is estimated; 0 for none.
         dtype: of all numbers; auto is float64 where tol is under 1e-4, else float32.
         device: cpu, cuda, or cuda:N.
         threads: CPU threads of one tensor operation, 0 for as many as there are cores.
         max_blocks: stop after so many blocks, 0 for all.
-        per_token: file to write the loss of every target to, nll (streams, positions), as .npz.
+        out: folder to write evaluation.json, per-token.npz and, with a curve, curves.svg and
+            curves.png to.
+        per_token: file to write what is known of every target to, as .npz.
         json: print JSON instead of text.
     """
 
     model: Path
     data: Path
+    protocol: Protocol = "published"
     mem_len: int | None = None
     tgt_len: int | None = None
-    batch_size: int = 16
-    method: Method = "broyden"
+    batch_size: int | None = None
+    method: Method | None = None
     tol: float = 1e-3
-    max_nfe: int = 35
-    depth: int = 0
-    whole_block: bool = True
-    retries: int = 2
+    max_nfe: int | None = None
+    depth: int | None = None
+    whole_block: bool | None = None
+    retries: int | None = None
+    window: int | None = None
+    max_nfe_curve: str = ""
+    mem_len_curve: str = ""
+    radius_blocks: int = 4
     dtype: EvalDtype = "auto"
     device: str = "cpu"
     threads: int = 0
     max_blocks: int = 0
+    out: Path | None = None
     per_token: Path | None = None
     json: bool = False
 
     def __post_init__(self) -> None:
-        for name, bound in (("mem_len", 0), ("tgt_len", 1)):
+        if self.protocol not in PROTOCOLS:
+            raise OptionsError(f"protocol must be {' or '.join(PROTOCOLS)}, got {self.protocol!r}")
+        self._check_applies()
+        bounds = {"mem_len": 0, "retries": 0, "tgt_len": 1, "batch_size": 1, "window": 1}
+        for name, bound in (bounds | {"max_nfe": 1, "depth": 1}).items():
             if getattr(self, name) is not None:
                 at_least(self, bound, name)
-        at_least(self, 1, "batch_size")
-        at_least(self, 0, "retries", "threads", "max_blocks", "depth")
+        at_least(self, 0, "threads", "max_blocks", "radius_blocks")
         self.solver()
+        self.budgets()
+        self.mem_lens()
+
+    def _check_applies(self) -> None:
+        """Raises where an option is given that the protocol has no use for."""
+        foreign = _ONLY_SERVED if self.published else _ONLY_PUBLISHED
+        for name in foreign:
+            if getattr(self, name) is not None:
+                other = PROTOCOLS[int(self.published)]
+                raise OptionsError(
+                    f"{name} must be left unset with protocol {self.protocol}, got "
+                    f"{getattr(self, name)}: it belongs to {other}"
+                )
+
+    @property
+    def published(self) -> bool:
+        """Whether the protocol is the published one."""
+        return self.protocol == "published"
+
+    @property
+    def by_block(self) -> bool:
+        """Whether whole blocks are solved as one vector."""
+        return self.published and self.whole_block is not False
+
+    @property
+    def n_retries(self) -> int:
+        """``retries`` that are in force."""
+        default = 2 if self.published else 0
+        return default if self.retries is None else self.retries
+
+    @property
+    def n_stream(self) -> int:
+        """``batch_size`` that is in force."""
+        default = PUBLISHED_STREAMS if self.published else 1
+        return default if self.batch_size is None else self.batch_size
 
     def solver(self) -> SolverOptions:
         """Of the first try. Raises ConfigError.
@@ -72,11 +138,39 @@ class EvalRun:
         The published Broyden never restarts: on stiff blocks its residual climbs before it falls,
         and going back to an earlier state there ends at another fixed point, or at none.
         """
-        published = self.whole_block and self.method == "broyden"
+        method = self.method or "broyden"
+        unrestarted = self.by_block and method == "broyden"
+        max_nfe = self.max_nfe
+        if max_nfe is None:
+            max_nfe = SolverOptions().max_nfe if self.published else SERVED_MAX_NFE
         return SolverOptions(
-            method=self.method,
+            method=method,
             tol=self.tol,
-            max_nfe=self.max_nfe,
-            depth=self.depth or (self.max_nfe if published else _TOKEN_DEPTH),
-            restart=math.inf if published else _RESTART,
+            max_nfe=max_nfe,
+            depth=self.depth or (max_nfe if unrestarted else _TOKEN_DEPTH),
+            restart=math.inf if unrestarted else _RESTART,
         )
+
+    def budgets(self) -> tuple[int, ...]:
+        """``max_nfe_curve`` in numbers. Raises OptionsError."""
+        return whole_numbers("max_nfe_curve", self.max_nfe_curve, bound=1)
+
+    def mem_lens(self) -> tuple[int, ...]:
+        """``mem_len_curve`` in numbers. Raises OptionsError."""
+        return whole_numbers("mem_len_curve", self.mem_len_curve, bound=0)
+
+
+def whole_numbers(name: str, text: str, *, bound: int) -> tuple[int, ...]:
+    """Distinct numbers of at least ``bound``, in order, from ``2,4,8``.
+
+    Raises:
+        OptionsError: naming every entry that is none.
+    """
+    entries = [entry.strip() for entry in text.strip("[] ").split(",")] if text.strip() else []
+    bad = [entry for entry in entries if not (entry.isdecimal() and int(entry) >= bound)]
+    if bad:
+        raise OptionsError(
+            f"{name} must be whole numbers of at least {bound} with commas between them, "
+            f"got {', '.join(repr(entry) for entry in bad)}"
+        )
+    return tuple(sorted({int(entry) for entry in entries}))

@@ -1,0 +1,1 @@
+"""Parts of an evaluation: protocols, statistics, curves, what is printed and written."""
