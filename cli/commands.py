@@ -38,6 +38,10 @@ COMMANDS: dict[str, Command] = {
         target="client.commands.info:main",
         summary="tell what models a server has loaded, and their limits",
     ),
+    "prepare": Command(
+        target="training.prepare.cli:main",
+        summary="make tokens of WikiText-103, the Penn Treebank or any text, to train on",
+    ),
     "train": Command(
         target="training.cli:train_main",
         summary="train a model on a text file",

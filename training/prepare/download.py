@@ -1,0 +1,155 @@
+"""Downloads over HTTP that go on where they were cut, and are checked before they are believed."""
+
+import hashlib
+import http.client
+import logging
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from training.errors import DataError
+from training.prepare.folder import Progress
+from training.prepare.text import Advance
+
+_LOG = logging.getLogger(__name__)
+_CHUNK = 1 << 18
+_FRUITLESS = 3  # requests in a row that bring nothing, before a server is given up
+_OK, _PARTIAL, _BEYOND = 200, 206, 416
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remote:
+    """A file that can be downloaded.
+
+    Attributes:
+        name: it gets here.
+        urls: where it is, tried in turn.
+        size: in bytes; None if unknown.
+        sha256: of the file; None if unknown.
+        md5: of the file, where that is what was published.
+    """
+
+    name: str
+    urls: tuple[str, ...]
+    size: int | None = None
+    sha256: str | None = None
+    md5: str | None = None
+
+
+class _Failed(Exception):
+    """A download from one address came to nothing."""
+
+
+def download(remote: Remote, folder: Path, *, timeout_s: float, progress: Progress) -> Path:
+    """Downloads a file into a folder; what is there of it already is not asked for again.
+
+    Args:
+        remote: the file.
+        folder: made if it does not exist. While incomplete, the file is called ``NAME.part``.
+        timeout_s: seconds without an answer after which a request has failed.
+        progress: is told of the bytes.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        DataError: nobody gives the file, or what they give is not it.
+    """
+    target, part = folder / remote.name, folder / f"{remote.name}.part"
+    failures: list[str] = []
+    for url in remote.urls:
+        if not url.startswith(("http://", "https://")):
+            raise DataError(f"url must begin with http:// or https://, got {url}")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _fetch(url, part, remote, timeout_s=timeout_s, progress=progress)
+            check_digest(remote, part)
+            part.replace(target)
+            return target
+        except (_Failed, DataError) as failure:
+            _LOG.info("%s: %s", url, failure)
+            failures.append(f"{url}: {failure}")
+        except OSError as error:
+            raise DataError(f"cannot write {part}: {error.strerror or error}") from None
+    raise DataError(f"cannot download {remote.name}: {'; '.join(failures)}")
+
+
+def check_digest(remote: Remote, path: Path) -> None:
+    """Raises DataError, and removes the file, unless it has the published checksums."""
+    kind: Literal["sha256", "md5"]
+    for kind, wanted in (("sha256", remote.sha256), ("md5", remote.md5)):  # type: ignore[assignment]
+        if wanted is None:
+            continue
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, kind).hexdigest()
+        if found != wanted.lower():
+            path.unlink()
+            raise DataError(
+                f"{remote.name} must have the {kind} {wanted}, got {found}; it is another file, "
+                "or was damaged on the way, and has been removed"
+            )
+
+
+def _fetch(url: str, part: Path, remote: Remote, *, timeout_s: float, progress: Progress) -> None:
+    """Asks for what is missing until nothing is."""
+    advance = progress(f"downloading {remote.name}", remote.size or 0)
+    advance(_size(part))
+    fruitless, reason = 0, ""
+    while fruitless < _FRUITLESS:
+        before = _size(part)
+        if remote.size is not None and before >= remote.size:
+            if before == remote.size:
+                return
+            part.unlink()
+            before = 0
+        try:
+            if _request(url, part, remote.size, timeout_s=timeout_s, advance=advance):
+                return
+            reason = "the connection was cut"
+        except urllib.error.HTTPError as error:
+            if error.code != _BEYOND:
+                raise _Failed(f"HTTP {error.code} {error.reason}") from None
+            part.unlink(missing_ok=True)  # longer than the file: it was of another one
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError) as error:
+            reason = str(getattr(error, "reason", "") or error or type(error).__name__)
+        except ConnectionError as error:
+            reason = error.strerror or str(error)
+        fruitless = 0 if _size(part) > before else fruitless + 1
+    kept = f"; {_size(part)} bytes are kept in {part}, and asked for no more" if _size(part) else ""
+    raise _Failed(reason + kept)
+
+
+def _request(url: str, part: Path, size: int | None, *, timeout_s: float, advance: Advance) -> bool:
+    """One request for the bytes from the end of ``part``. Returns whether it is whole now."""
+    have = _size(part)
+    headers = {"User-Agent": "deqlm", "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    request = urllib.request.Request(url, headers=headers)
+    with urllib.request.urlopen(request, timeout=timeout_s) as response:
+        begin, total = _extent(response.status, response.headers, have)
+        if size is not None and total is not None and total != size:
+            raise _Failed(f"it has {total} bytes, the published {part.stem} has {size}")
+        with part.open("ab" if begin else "wb") as file:
+            while data := response.read(_CHUNK):
+                file.write(data)
+                advance(len(data))
+    return total is None or _size(part) == total
+
+
+def _extent(status: int, headers: http.client.HTTPMessage, have: int) -> tuple[int, int | None]:
+    """Where an answer begins in the file, and how long the file is, if the server says so."""
+    length = headers.get("Content-Length")
+    if status != _PARTIAL:  # the whole file, be it that a part was asked for
+        return 0, None if length is None else int(length)
+    unit, _, extent = headers.get("Content-Range", "").partition(" ")
+    span, _, total = extent.partition("/")
+    if unit != "bytes" or span.partition("-")[0] != str(have):
+        raise _Failed(f"asked for the bytes from {have}, got {headers.get('Content-Range')}")
+    return have, int(total) if total.isdigit() else None
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
