@@ -1,6 +1,7 @@
 """Checks that option classes share; each raises OptionsError naming field, value and bound."""
 
 import math
+import re
 
 from training.errors import OptionsError
 
@@ -34,3 +35,10 @@ def share(options: object, *names: str, one: bool = False) -> None:
         value = getattr(options, name)
         if not (0 <= value < 1 or (one and value == 1)):
             raise OptionsError(f"{name} must be in [0, 1{']' if one else ')'}, got {value}")
+
+
+def device(options: object, name: str) -> None:
+    """Raises unless the named field is what a device can be called; it may still not be there."""
+    value = getattr(options, name)
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", value):
+        raise OptionsError(f"{name} must be cpu, cuda or cuda:N, got {value or 'nothing'}")

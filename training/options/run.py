@@ -6,7 +6,7 @@ from typing import Literal
 
 from deq_model.solvers.options import SolverOptions
 from training.errors import OptionsError
-from training.options.checks import at_least, not_negative, positive
+from training.options.checks import at_least, device, not_negative, positive
 
 BadStep = Literal["skip", "warn", "stop"]
 Switch = Literal["auto", "on", "off"]
@@ -45,6 +45,7 @@ class RunOptions:
         at_least(self, 1, "save_every", "keep", "log_every")
         at_least(self, 0, "threads", "seed")
         positive(self, "rank_timeout_s")
+        device(self, "device")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

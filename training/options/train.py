@@ -1,11 +1,10 @@
 """All options of a training run."""
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
+from cli.values import plain
 from deq_model.solvers.options import SolverOptions
 from training.errors import OptionsError
 from training.options.data import DataOptions
@@ -49,6 +48,27 @@ class TrainOptions:
                 f"{self.data.batch_size}, got {self.optimiser.batch_chunks}"
             )
 
+        self._check_cutoffs()
+        self._check_lengths()
+
+    def _check_cutoffs(self) -> None:
+        """Raises where the vocabulary to be made is known to end before the last cluster."""
+        data, cutoffs = self.data, self.model.cutoffs
+        if data.train is None or data.tokenizer is not None or not data.vocab_size or not cutoffs:
+            return
+        if cutoffs[-1] >= data.vocab_size:
+            raise OptionsError(
+                f"model.cutoffs must be below data.vocab_size = {data.vocab_size}, "
+                f"got {cutoffs[-1]}"
+            )
+
+    def _check_lengths(self) -> None:
+        if self.data.tgt_len_std and self.data.tgt_len_min > self.model.tgt_len:
+            raise OptionsError(
+                f"data.tgt_len_min must be at most model.tgt_len = {self.model.tgt_len}, "
+                f"got {self.data.tgt_len_min}"
+            )
+
     @classmethod
     def groups(cls) -> dict[str, type]:
         """The option classes by the prefix of their flags."""
@@ -56,13 +76,5 @@ class TrainOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested JSON-ready values."""
-        values: dict[str, Any] = _plain(dataclasses.asdict(self))
+        values: dict[str, Any] = plain(dataclasses.asdict(self))
         return values
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return list(value)
-    return str(value) if isinstance(value, Path) else value
