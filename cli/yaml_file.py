@@ -19,12 +19,26 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # refused below, as no key of ours
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     problem=f"key {key.value} comes twice", problem_mark=key.start_mark
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes lists on one line."""
+
+
+_Dumper.add_representer(
+    list,
+    lambda dumper, items: dumper.represent_sequence(
+        "tag:yaml.org,2002:seq", items, flow_style=True
+    ),
+)
 
 
 def load(file: Readable, name: str) -> dict[str, Any]:
@@ -45,9 +59,9 @@ def load(file: Readable, name: str) -> dict[str, Any]:
 
 
 def dump(values: dict[str, Any]) -> str:
-    """The values as YAML, in their order."""
-    write: Callable[..., str] = yaml.safe_dump
-    return write(values, sort_keys=False, default_flow_style=None, width=80)
+    """The values as YAML, in their order, a list on one line."""
+    write: Callable[..., str] = yaml.dump
+    return write(values, Dumper=_Dumper, sort_keys=False, default_flow_style=False, width=80)
 
 
 def _problem(error: Exception) -> str:
