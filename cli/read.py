@@ -48,6 +48,7 @@ class Command:
         defaults: instances whose values are a group's defaults, in place of the class's own.
         recipes: folder of the files that ``--recipe`` names; None for no such flag.
         environment: prefix of environment variables; empty for none.
+        operands: what comes before the flags, for the usage line; the caller takes it off.
     """
 
     prog: str
@@ -57,6 +58,7 @@ class Command:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     recipes: Traversable | None = None
     environment: str = ""
+    operands: str = ""
 
     @cached_property
     def options(self) -> dict[str, Option]:
@@ -152,7 +154,8 @@ def _parser(command: Command) -> Parser:
 def _usage(command: Command) -> str:
     recipe = "[--recipe NAME] " if command.recipes is not None else ""
     option = "--GROUP.OPTION VALUE" if any(command.groups) else "--OPTION VALUE"
-    return f"{command.prog} {recipe}[--config FILE] [{option} ...]"
+    operands = f"{command.operands} " if command.operands else ""
+    return f"{command.prog} {operands}{recipe}[--config FILE] [{option} ...]"
 
 
 def _config_help(command: Command) -> str:

@@ -18,7 +18,12 @@ _DESCRIPTION = (
 
 
 def parse(
-    argv: Sequence[str], *, prog: str, description: str, groups: Mapping[str, type]
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    groups: Mapping[str, type],
+    operands: str = "",
 ) -> dict[str, Any]:
     """Instances of the option classes.
 
@@ -27,11 +32,13 @@ def parse(
         prog: name of the command, for messages.
         description: of the command, for ``--help``.
         groups: option dataclasses by the prefix of their flags; an empty prefix for none.
+        operands: what comes before the flags, for the usage line; the caller takes it off.
 
     Returns:
         One instance per group. Usage errors and impossible values end the process with code 2.
     """
-    return read(Command(prog=prog, description=description, groups=groups), argv, dict)
+    command = Command(prog=prog, description=description, groups=groups, operands=operands)
+    return read(command, argv, dict)
 
 
 def train_command(prog: str) -> Command:

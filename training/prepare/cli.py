@@ -34,6 +34,7 @@ def main(argv: list[str], prog: str) -> int:
         prog=prog,
         description=_DESCRIPTION.replace("PROG", prog),
         groups={"": PrepareOptions},
+        operands="DATASET [PATH ...]",
     )[""]
     problem = _usage_problem(words, options)
     if problem:
