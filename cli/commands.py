@@ -40,7 +40,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "prepare": Command(
         target="training.prepare.cli:main",
-        summary="make tokens of WikiText-103, the Penn Treebank or any text, to train on",
+        summary="make tokens of WikiText-103, PTB or any text, to train on",
     ),
     "train": Command(
         target="training.cli:train_main",

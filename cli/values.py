@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-_SHOWN = {int: "N", float: "X", bool: "[true|false]", str: "TEXT", Path: "PATH"}
+_SHOWN = {int: "N", float: "X", bool: "true|false", str: "TEXT", Path: "PATH"}
 _YES = ("true", "yes", "on")
 _NO = ("false", "no", "off")
 _NOTHING = ("none", "null")
