@@ -36,6 +36,8 @@ class SolverOptions:
         depth: past steps a row remembers; broyden forgets them all when it is full.
         restart: a row whose residual grows to this many times its least one goes back to its best
             state and forgets its steps; inf for never.
+        line_search: halve a step of broyden that does not lessen the residual, at most twice,
+            before the next one is made; each try is a call of f.
     """
 
     method: Method = "broyden"
@@ -44,6 +46,7 @@ class SolverOptions:
     stop_mode: StopMode = "rel"
     depth: int = 12
     restart: float = 100.0
+    line_search: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in ("broyden", "anderson", "picard"):
@@ -58,3 +61,7 @@ class SolverOptions:
             raise ConfigError(f"depth must be at least 1, got {self.depth}")
         if not self.restart > 1:
             raise ConfigError(f"restart must be above 1, got {self.restart}")
+        if self.line_search and self.method != "broyden":
+            raise ConfigError(
+                f"line_search must be false unless method is broyden, got method {self.method!r}"
+            )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deq_model.solvers.line_search import Backtracking
 from deq_model.solvers.options import Method, StopMode
 from deq_model.solvers.updates import Rows, make_rule
 
@@ -52,6 +53,9 @@ class RowSolver:
     finite. A row whose residual is not finite, or ``restart`` times its least one, goes back to its
     best state, forgets its history and takes a plain step, half as long each time it happens.
     Until f has been finite once, a row stays at its starting state.
+
+    With ``line_search`` a step that does not lessen the residual is halved and asked again, before
+    the rule goes on; not where the row was unsettled, whose residuals are of different f.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class RowSolver:
         dtype: torch.dtype,
         restart: float = 100.0,
         stop_mode: StopMode = "rel",
+        line_search: bool = False,
     ) -> None:
         """Makes room for ``capacity`` rows of ``dim`` channels.
 
@@ -75,6 +80,8 @@ class RowSolver:
         self._by_rel = stop_mode == "rel"
         like = torch.zeros((), device=device, dtype=dtype)
         self._rule = make_rule(method, capacity=capacity, dim=dim, depth=depth, like=like)
+        search = Backtracking(capacity=capacity, dim=dim, like=like) if line_search else None
+        self._search = search
         self._z = like.new_zeros(capacity, dim)
         self._last_z = like.new_zeros(capacity, dim)
         self._last_g = like.new_zeros(capacity, dim)
@@ -101,6 +108,8 @@ class RowSolver:
         self._damping[rows] = 1.0
         self._fresh[rows] = True
         self._rule.forget(rows, torch.ones_like(self._fresh[rows]))
+        if self._search is not None:
+            self._search.start(rows)
 
     def propose(self, rows: Rows) -> Tensor:
         """The states at which f is wanted next, ``(n, dim)``, always finite."""
@@ -121,25 +130,72 @@ class RowSolver:
         """
         z = self._z[rows]
         g = f_z.to(z.dtype) - z
-        residual_abs = g.norm(dim=-1)
-        residual_rel = residual_abs / (z + g).norm(dim=-1).clamp(min=LEAST_NORM)
-        finite = residual_abs.isfinite() & residual_rel.isfinite()
-        seen = Observation(
-            residual_rel.masked_fill(~finite, torch.inf),
-            residual_abs.masked_fill(~finite, torch.inf),
-        )
+        seen = _measured(z, g)
         now = self._ranking(seen.residual_rel, seen.residual_abs)
         least = self._ranking(self._best_rel, self._best_abs)[rows]
-        worse = ~finite | (now > self._restart * least)
+        better = now < least
+        if settled is not None:
+            better = better | (~settled & now.isfinite())
+        self._remember(rows, better, z, g, seen)
+        if self._search is None:
+            self._go_on(rows, z, g, now, least)
+        else:
+            self._search_or_go_on(rows, z, g, least, settled)
+        return seen
+
+    def _search_or_go_on(
+        self, rows: Rows, z: Tensor, g: Tensor, least: Tensor, settled: Tensor | None
+    ) -> None:
+        """Halves the steps that did not help; the other rows go on."""
+        assert self._search is not None
+        last_z, last_g, last_fresh = self._last_z[rows], self._last_g[rows], self._fresh[rows]
+        allowed = ~last_fresh if settled is None else ~last_fresh & settled
+        pick = self._search.pick(rows, z, g, before=last_g.norm(dim=-1), allowed=allowed)
+        held = pick.searching
+        wide = held[:, None]
+        shorter = torch.lerp(last_z, z, 0.5)
+        kept = last_z.clone(), last_g.clone(), last_fresh.clone()
+        seen = _measured(pick.z, pick.g)
+        self._go_on(
+            rows,
+            pick.z,
+            pick.g,
+            self._ranking(seen.residual_rel, seen.residual_abs),
+            least,
+            held=held,
+        )
+        self._z[rows] = torch.where(wide, shorter, self._z[rows])
+        self._last_z[rows] = torch.where(wide, kept[0], self._last_z[rows])
+        self._last_g[rows] = torch.where(wide, kept[1], self._last_g[rows])
+        self._fresh[rows] = torch.where(held, kept[2], self._fresh[rows])
+
+    def _go_on(
+        self,
+        rows: Rows,
+        z: Tensor,
+        g: Tensor,
+        now: Tensor,
+        least: Tensor,
+        *,
+        held: Tensor | None = None,
+    ) -> None:
+        """Makes the next step from ``(z, g)``, or from the best state where that is far better.
+
+        Args:
+            rows: the rows in question.
+            z: ``(n, dim)`` states.
+            g: ``(n, dim)`` their residuals.
+            now: ``(n,)`` size of the residuals.
+            least: ``(n,)`` of the best states before this call.
+            held: ``(n,)`` bool, rows whose history and damping must stay as they are.
+        """
+        worse = now.isinf() | (now > self._restart * least)
+        if held is not None:
+            worse = worse & ~held
         # A row that has seen nothing finite has no step that could have been too long.
         shorter = worse & least.isfinite()
         self._damping[rows] = torch.where(shorter, 0.5, 1.0) * self._damping[rows]
-        better = now < least
-        if settled is not None:
-            better = better | (~settled & finite)
-        self._remember(rows, better, z, g, seen)
-        self._advance(rows, z, g, worse)
-        return seen
+        self._advance(rows, z, g, worse, held)
 
     def _ranking(self, by_rel: Tensor, by_abs: Tensor) -> Tensor:
         return by_rel if self._by_rel else by_abs
@@ -153,16 +209,20 @@ class RowSolver:
         self._best_rel[rows] = torch.where(better, seen.residual_rel, self._best_rel[rows])
         self._best_abs[rows] = torch.where(better, seen.residual_abs, self._best_abs[rows])
 
-    def _advance(self, rows: Rows, z: Tensor, g: Tensor, worse: Tensor) -> None:
+    def _advance(
+        self, rows: Rows, z: Tensor, g: Tensor, worse: Tensor, held: Tensor | None
+    ) -> None:
         wide, best_z = worse[:, None], self._best_z[rows]
         base = torch.where(wide, best_z, z)
         g = torch.where(wide, self._best_g[rows], g)
         fresh = self._fresh[rows] | worse
+        if held is not None:
+            fresh = fresh | held
         dz, dg = z - self._last_z[rows], g - self._last_g[rows]
         self._rule.forget(rows, worse)
         step = self._rule.step(rows, dz, dg, g, fresh)
         lost = ~step.isfinite().all(-1)
-        self._rule.forget(rows, lost)
+        self._rule.forget(rows, lost if held is None else lost & ~held)
         plain = fresh | lost
         following = base + torch.where(plain[:, None], self._damping[rows][:, None] * g, step)
         sound = following.isfinite().all(-1, keepdim=True)
@@ -180,6 +240,16 @@ class RowSolver:
             _taken(self._best_rel, rows),
             _taken(self._best_abs, rows),
         )
+
+
+def _measured(z: Tensor, g: Tensor) -> Observation:
+    """Both residuals of states ``(n, dim)``."""
+    residual_abs = g.norm(dim=-1)
+    residual_rel = residual_abs / (z + g).norm(dim=-1).clamp(min=LEAST_NORM)
+    broken = ~(residual_abs.isfinite() & residual_rel.isfinite())
+    return Observation(
+        residual_rel.masked_fill(broken, torch.inf), residual_abs.masked_fill(broken, torch.inf)
+    )
 
 
 def _taken(buffer: Tensor, rows: Rows) -> Tensor:
