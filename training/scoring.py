@@ -72,7 +72,7 @@ def measure(run: EvalRun) -> EvalReport:
     text = read_eval_text(run.data, tokenizer)
     options = protocol_of(run, loaded.config)
     streams = streams_of(text, options, published=run.published, eos_id=tokenizer.eos_id)
-    with EvalProgress(1 + len(run.budgets()) + len(run.mem_lens())) as progress:
+    with EvalProgress(1 + len(run.max_nfe_curve) + len(run.mem_len_curve)) as progress:
         result = evaluate(loaded.model, streams.ids, options, progress=progress.stage("evaluation"))
         curves = _curves(run, loaded, streams, options, progress)
     return EvalReport(
@@ -94,13 +94,12 @@ def _curves(
     progress: EvalProgress,
 ) -> dict[str, tuple[CurvePoint, ...]]:
     wanted: dict[Abscissa, tuple[int, ...]] = {
-        "max_nfe": run.budgets(),
-        "mem_len": run.mem_lens(),
+        "max_nfe": run.max_nfe_curve,
+        "mem_len": run.mem_len_curve,
     }
+    model, stage = loaded.model, progress.stage
     return {
-        f"{over}_curve": curve(
-            loaded.model, streams.ids, options, over, values, stage=progress.stage
-        )
+        f"{over}_curve": curve(model, streams.ids, options, over, sorted(set(values)), stage=stage)
         for over, values in wanted.items()
     }
 

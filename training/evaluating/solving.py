@@ -9,7 +9,6 @@ from deq_model.function import EquilibriumWeights
 from deq_model.jacobian import spectral_radius
 from deq_model.memory import Memory
 from deq_model.model import BlockFunction, DEQLanguageModel
-from deq_model.solvers.loop import Solution
 from deq_model.solvers.options import SolverOptions, SolverStatus
 
 RADIUS_STEPS = 40
@@ -163,13 +162,8 @@ def _solve_once(
         status=solution.status,
         nfe=solution.nfe,
         evaluations=solution.nfe * tokens.numel(),
-        residual_by_call=(_curve(solution),),
+        residual_by_call=(solution.residual_by_call.double().cpu(),),
     )
-
-
-def _curve(solution: Solution) -> Tensor:
-    curve: Tensor = getattr(solution, "residual_by_call", solution.residual.mean()[None])
-    return curve.detach().double().cpu()
 
 
 def _better(solved: SolvedBlock, again: SolvedBlock, rows: Tensor) -> SolvedBlock:

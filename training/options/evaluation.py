@@ -7,7 +7,7 @@ from typing import Literal
 
 from deq_model.solvers.options import Method, SolverOptions
 from training.errors import OptionsError
-from training.options.checks import at_least
+from training.options.checks import at_least, device
 
 EvalDtype = Literal["auto", "float32", "float64"]
 Protocol = Literal["published", "chunk-invariant"]
@@ -75,8 +75,8 @@ class EvalRun:
     whole_block: bool | None = None
     retries: int | None = None
     window: int | None = None
-    max_nfe_curve: str = ""
-    mem_len_curve: str = ""
+    max_nfe_curve: tuple[int, ...] = ()
+    mem_len_curve: tuple[int, ...] = ()
     radius_blocks: int = 4
     dtype: EvalDtype = "auto"
     device: str = "cpu"
@@ -95,9 +95,10 @@ class EvalRun:
             if getattr(self, name) is not None:
                 at_least(self, bound, name)
         at_least(self, 0, "threads", "max_blocks", "radius_blocks")
+        device(self, "device")
         self.solver()
-        self.budgets()
-        self.mem_lens()
+        check_curve("max_nfe_curve", self.max_nfe_curve, bound=1)
+        check_curve("mem_len_curve", self.mem_len_curve, bound=0)
 
     def _check_applies(self) -> None:
         """Raises where an option is given that the protocol has no use for."""
@@ -151,26 +152,11 @@ class EvalRun:
             restart=math.inf if unrestarted else _RESTART,
         )
 
-    def budgets(self) -> tuple[int, ...]:
-        """``max_nfe_curve`` in numbers. Raises OptionsError."""
-        return whole_numbers("max_nfe_curve", self.max_nfe_curve, bound=1)
 
-    def mem_lens(self) -> tuple[int, ...]:
-        """``mem_len_curve`` in numbers. Raises OptionsError."""
-        return whole_numbers("mem_len_curve", self.mem_len_curve, bound=0)
-
-
-def whole_numbers(name: str, text: str, *, bound: int) -> tuple[int, ...]:
-    """Distinct numbers of at least ``bound``, in order, from ``2,4,8``.
-
-    Raises:
-        OptionsError: naming every entry that is none.
-    """
-    entries = [entry.strip() for entry in text.strip("[] ").split(",")] if text.strip() else []
-    bad = [entry for entry in entries if not (entry.isdecimal() and int(entry) >= bound)]
+def check_curve(name: str, values: tuple[int, ...], *, bound: int) -> None:
+    """Raises OptionsError, naming every value of a curve that is below ``bound``."""
+    bad = [str(value) for value in values if value < bound]
     if bad:
         raise OptionsError(
-            f"{name} must be whole numbers of at least {bound} with commas between them, "
-            f"got {', '.join(repr(entry) for entry in bad)}"
+            f"{name} must be whole numbers of at least {bound}, got {', '.join(bad)}"
         )
-    return tuple(sorted({int(entry) for entry in entries}))
