@@ -144,7 +144,7 @@ def _parser(command: Command) -> Parser:
     )
     for group, kind in command.groups.items():
         title = command.headings.get(group) or summary(kind)
-        place = parser.add_argument_group(f"{group}: {_lower(title)}" if group else title)
+        place = parser.add_argument_group(f"{group}: {_lower(title)}") if group else parser
         for option in command.options.values():
             if option.group == group:
                 _add(place, option, command)
@@ -170,7 +170,7 @@ def _lower(title: str) -> str:
     return title[:1].lower() + title[1:]
 
 
-def _add(place: argparse._ArgumentGroup, option: Option, command: Command) -> None:
+def _add(place: argparse._ActionsContainer, option: Option, command: Command) -> None:
     kind = option.kind
     more: dict[str, Any] = {"action": "append"} if kind.several else {}
     if kind.base is bool:
