@@ -13,7 +13,6 @@ A number that is not finite is null: JSON has no word for it. No import of torch
 """
 
 import dataclasses
-import errno
 import json
 import logging
 import math
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deq_model.files import write_whole
+from training.appending import RecordFile
 
 if TYPE_CHECKING:
     from training.step import StepReport
@@ -45,10 +45,8 @@ class JsonLog:
         """Opens a log, ending it where a kill left half a line."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        self._file = path.open("ab", buffering=0)
+        self._file = RecordFile(path, size=_whole_bytes(path))
         self._waiting: deque[bytes] = deque(maxlen=_KEPT)
-        self._size = _whole_bytes(path)
-        self._file.truncate(self._size)
 
     def write(self, event: str, **values: Any) -> None:
         """Adds a line; what is not finite becomes null."""
@@ -68,18 +66,18 @@ class JsonLog:
     def _write_waiting(self) -> OSError | None:
         """Writes what waits, whole lines only; returns what stopped it."""
         while self._waiting:
-            line = self._waiting[0]
-            try:
-                if os.fstat(self._file.fileno()).st_size > self._size:
-                    self._file.truncate(self._size)  # half a line
-                if self._file.write(line) < len(line):
-                    self._file.truncate(self._size)
-                    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            except OSError as error:
+            error = self._file.append(self._waiting[0])
+            if error is not None:
                 return error
-            self._size += len(line)
             self._waiting.popleft()
         return None
+
+    def flush(self) -> None:
+        """Has all lines on the disk. Raises OSError if some still wait."""
+        error = self._write_waiting()
+        if error is not None:
+            raise error
+        self._file.sync()
 
     def close(self) -> None:
         """Ends the log, after a last try to write what waits."""
@@ -136,7 +134,9 @@ def read_line(line: bytes) -> dict[str, Any] | None:
 
 
 def _whole_bytes(path: Path) -> int:
-    """Length of a file without half a line at its end."""
+    """Length of a file without half a line at its end; 0 where there is no file."""
+    if not path.exists():
+        return 0
     with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         while end > 0:

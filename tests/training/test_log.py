@@ -94,6 +94,20 @@ def test_a_full_disk_leaves_no_half_line_and_nothing_is_lost(
     log.close()
 
 
+def test_flushing_says_when_lines_still_wait(path: Path, small_disk: Any) -> None:
+    log = JsonLog(path)
+    log.write("step", step=1)
+    log.flush()
+    small_disk(5)
+    log.write("step", step=2)
+    with pytest.raises(OSError, match="too large"):
+        log.flush()
+    small_disk(None)
+    log.flush()
+    assert [event["step"] for event in events(path)] == [1, 2]
+    log.close()
+
+
 def test_closing_on_a_full_disk_says_what_is_lost(
     path: Path, small_disk: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
