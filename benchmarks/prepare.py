@@ -1,8 +1,9 @@
 """What it takes to prepare a text of WikiText-103's size: time, and memory of the process.
 
-``python benchmarks/prepare.py [--folder DIR] [--scale 1.0]`` writes such a text (540 MB, 103 million
-tokens, 267,735 types with Zipf-like counts, lines as long as in the original) into a temporary
-folder, has ``deqlm prepare`` make a word vocabulary and arrays of it twice, and prints the figures.
+``python benchmarks/prepare.py [--folder DIR] [--scale 1.0]`` writes such a text into a temporary
+folder (540 MB, 103 million tokens, 267,735 types with Zipf-like counts, as many lines as in the
+original), has ``deqlm prepare`` make a word vocabulary and arrays of it twice, and prints the
+figures.
 """
 
 import argparse
@@ -25,18 +26,23 @@ _ZIPF_OFFSET = 2.7
 
 
 def words(generator: np.random.Generator) -> NDArray[np.bytes_]:
-    """All types but ``<eos>``, frequent ones shorter: ``(TYPES - 1,)`` bytes, each followed by a space."""
+    """``(TYPES - 1,)`` words, each with a space behind it, frequent ones shorter; no ``<eos>``."""
     found: dict[bytes, None] = {b"<unk>": None}
     while len(found) < TYPES - 1:
-        length = 1 + int(np.log2(len(found)) * 0.42 + generator.integers(0, 4))
+        length = 1 + int(np.log2(len(found)) * 0.28 + generator.integers(0, 3))
         found[_LETTERS[generator.integers(0, 26, length)].tobytes()] = None
     return np.array([word + b" " for word in found])
 
 
-def write_text(path: Path, *, tokens: int, lines: int, seed: int) -> None:
-    """A text of so many tokens, newlines counted, in which every type occurs."""
-    generator = np.random.default_rng(seed)
-    vocabulary = words(generator)
+def write_text(
+    path: Path,
+    vocabulary: NDArray[np.bytes_],
+    generator: np.random.Generator,
+    *,
+    tokens: int,
+    lines: int,
+) -> None:
+    """A text of so many tokens, newlines counted; in a long one every type occurs."""
     ranks = np.arange(len(vocabulary))
     share = 1 / (ranks + _ZIPF_OFFSET)
     bounds = np.cumsum(share / share.sum())
@@ -77,13 +83,16 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
+        generator = np.random.default_rng(options.seed)
+        vocabulary = words(generator)
         for split, share in (("train", options.scale), ("valid", 0.002), ("test", 0.002)):
             path = folder / f"wiki.{split}.tokens"
             write_text(
                 path,
+                vocabulary,
+                generator,
                 tokens=round(TOKENS * share),
                 lines=round(LINES * share),
-                seed=options.seed + len(split),
             )
         size = (folder / "wiki.train.tokens").stat().st_size
         print(f"text: {size / 1e6:.0f} MB, {round(TOKENS * options.scale):,} tokens", flush=True)

@@ -91,14 +91,12 @@ def find_files(corpus: Corpus, folder: Path) -> dict[Split, Path]:
         DataError: it is no folder, or lacks a file; the message names what is missing.
     """
     if not folder.is_dir():
-        raise DataError(
-            f"{folder} is neither a folder nor an archive with the files of {corpus.name}"
-        )
-    plain = {split: folder / f"{split}.txt" for split in SPLITS}
-    if all(path.is_file() for path in plain.values()):
-        return plain
+        raise DataError(f"{folder} is neither a folder nor an archive with {corpus.name}")
     paths = {split: folder / name for split, name in corpus.files.items()}
     missing = [path.name for path in paths.values() if not path.is_file()]
+    renamed = {split: folder / f"{split}.txt" for split in SPLITS}
+    if missing and all(path.is_file() for path in renamed.values()):
+        return renamed
     if missing:
         raise DataError(f"{folder} has no {', no '.join(missing)}")
     return paths

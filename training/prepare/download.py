@@ -7,7 +7,6 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from training.errors import DataError
 from training.prepare.folder import Progress
@@ -78,8 +77,7 @@ def download(remote: Remote, folder: Path, *, timeout_s: float, progress: Progre
 
 def check_digest(remote: Remote, path: Path) -> None:
     """Raises DataError, and removes the file, unless it has the published checksums."""
-    kind: Literal["sha256", "md5"]
-    for kind, wanted in (("sha256", remote.sha256), ("md5", remote.md5)):  # type: ignore[assignment]
+    for kind, wanted in (("sha256", remote.sha256), ("md5", remote.md5)):
         if wanted is None:
             continue
         with path.open("rb") as file:

@@ -85,7 +85,7 @@ class Manifest:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             found = values.pop("format")
-        except (OSError, ValueError, AttributeError, KeyError) as error:
+        except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
             raise DataError(f"{path} is damaged: {error}; prepare again") from None
         if found != FORMAT:
             raise DataError(

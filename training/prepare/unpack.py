@@ -14,6 +14,7 @@ from deq_model.files import write_whole
 from training.errors import DataError
 
 T = TypeVar("T")
+_CHUNK = 1 << 20
 _BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
 
 
@@ -60,6 +61,8 @@ def _unpack_zip(archive: Path, names: Sequence[str], folder: Path) -> None:
 def _unpack_tar(archive: Path, names: Sequence[str], folder: Path) -> None:
     with tarfile.open(archive) as file:
         members = [(item.name, item) for item in file.getmembers() if item.isreg()]
+        while file.fileobj is not None and file.fileobj.read(_CHUNK):
+            pass  # only at its end does a packed file tell that it is damaged
         chosen = {name: _only(archive, name, members) for name in names}
         for name, member in chosen.items():
             with _member(file, member) as source:
@@ -87,6 +90,6 @@ def _only(archive: Path, name: str, members: Sequence[tuple[str, T]]) -> T:
 def _write(source: IO[bytes], path: Path) -> None:
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
-            shutil.copyfileobj(source, file, 1 << 20)
+            shutil.copyfileobj(source, file, _CHUNK)
 
     write_whole(path, write)
