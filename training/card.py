@@ -2,11 +2,11 @@
 
 import json
 
-from training.evaluation import Evaluation
 from training.options.train import TrainOptions
+from training.validation import Measurement, solver
 
 
-def run_card(options: TrainOptions, *, step: int, seconds: float, validation: Evaluation) -> str:
+def run_card(options: TrainOptions, *, step: int, seconds: float, validation: Measurement) -> str:
     """Markdown: what was trained, on what, for how long, and how well it does."""
     return "\n".join(
         [
@@ -17,7 +17,7 @@ def run_card(options: TrainOptions, *, step: int, seconds: float, validation: Ev
             "",
             f"Validation perplexity per token: {validation.perplexity:.2f} on the first "
             f"{validation.scored_tokens} scored tokens of `{_text(options, 'valid')}` "
-            f"(tolerance {options.forward.tol:g}, {validation.nfe:.1f} calls of f a block).",
+            f"(tolerance {solver(options).tol:g}, {validation.nfe:.1f} calls of f a block).",
             "",
             "```json",
             json.dumps(options.to_dict(), indent=1),

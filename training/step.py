@@ -1,159 +1,206 @@
-"""One step of training: a block's loss, its gradient, and the change of the parameters."""
+"""One step of training: a block's gradient, a judgement on it, the change of the parameters."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from deq_model.jacobian import frobenius_estimate
 from deq_model.memory import Memory
 from deq_model.model import DEQLanguageModel
+from deq_model.normalised import NormalisedLinear
 from training.data import Block
-from training.optimiser import make_optimiser, set_rate
+from training.distributed import Ranks, without_sync
+from training.guard import Guard, Signs, Verdict
+from training.optimiser import clip_gradient, make_optimiser, set_rate
 from training.options.train import TrainOptions
+from training.passes import Figures, Objective, Part, Pass, Plan
 from training.schedule import Schedule
-
-_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
-    """What a step did.
+    """What a step did, on all ranks together.
 
     Attributes:
         loss: mean nll of the block, in nats per token.
         tokens: scored ones.
         nfe_forward: calls of f.
-        nfe_backward: products with Jᵀ; 0 while pretraining.
+        nfe_backward: products with Jᵀ; 0 where there is no backward solve.
         residual: mean over the tokens of the residual at the forward solution; while pretraining,
             of the relative change that the last application made.
+        residual_backward: of the backward solve; None where there is none.
+        unconverged_forward: share of the tokens above the forward solver's tolerance; None while
+            pretraining.
+        unconverged_backward: likewise.
         jac_loss: the Jacobian's estimate, None where it was not drawn.
+        spectral_radius: mean of the streams' estimates, None where it was not looked at.
         grad_norm: before clipping.
         lr: learning rate.
-        skipped: whether loss or gradient were not finite and the parameters stayed.
+        skipped: whether the parameters stayed.
     """
 
     loss: float
     tokens: int
-    nfe_forward: int
-    nfe_backward: int
+    nfe_forward: float
+    nfe_backward: float
     residual: float
+    residual_backward: float | None
+    unconverged_forward: float | None
+    unconverged_backward: float | None
     jac_loss: float | None
+    spectral_radius: float | None
     grad_norm: float
     lr: float
     skipped: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Pass:
-    nll: Tensor
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """A step that was taken.
+
+    Attributes:
+        report: what it did.
+        verdict: what the guard says to it.
+        memory: for the next block; emptied where it would do harm.
+        stop: whether any rank was asked to stop.
+    """
+
+    report: StepReport
+    verdict: Verdict
     memory: Memory
-    loss: Tensor
-    jac_loss: Tensor | None
-    nfe_forward: int
-    residual: float
+    stop: bool
 
 
 class Stepper:
-    """Holds the model, its optimiser and the source of random numbers."""
+    """Holds the model, what moves it, and the source of random numbers."""
 
     def __init__(
-        self, model: DEQLanguageModel, options: TrainOptions, *, generator: torch.Generator
+        self,
+        model: DEQLanguageModel,
+        options: TrainOptions,
+        *,
+        generator: torch.Generator,
+        ranks: Ranks,
     ) -> None:
         self.model = model
         self.options = options
         self.generator = generator
         self.optimiser = make_optimiser(model.parameters(), options.optimiser)
         self.schedule = Schedule(options.optimiser)
+        self.guard = Guard(options.guard)
+        self._ranks = ranks
+        self._objective = ranks.wrap(Objective(model, options))
 
-    def step(self, step: int, block: Block, memory: Memory) -> tuple[StepReport, Memory]:
+    def step(self, step: int, block: Block, memory: Memory, *, stop: bool = False) -> Taken:
         """Trains on a block.
 
         Args:
             step: number of steps before this one.
-            block: to train on.
+            block: to train on, this rank's streams.
             memory: of the blocks before.
-
-        Returns:
-            The report, and the memory for the next block: emptied where it would not be finite.
+            stop: whether this rank is asked to stop; all ranks are told.
         """
+        plan = self._plan(step)
         lr = self.schedule.rate(step)
         set_rate(self.optimiser, lr)
         self.optimiser.zero_grad(set_to_none=True)
-        done, nfe_backward = self._gradient(step, block, memory)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.optimiser.clip)
-        loss = done.nll.mean().detach()
-        sound = bool(norm.isfinite() & loss.isfinite())
-        if sound:
+        own, remembered = self._accumulate(plan, block, memory)
+        norm = float(clip_gradient(self.model.parameters(), self.options.optimiser.clip))
+        rows = self._ranks.exchange([*own.to_list(), float(stop)])
+        figures = Figures.joined(Figures.from_list(row[:-1]) for row in rows)
+        verdict = self.guard.judge(_signs(plan, figures, grad_norm=norm))
+        if verdict.applies:
             self.optimiser.step()
-        report = StepReport(
-            loss=float(loss),
-            tokens=done.nll.numel(),
-            nfe_forward=done.nfe_forward,
-            nfe_backward=nfe_backward,
-            residual=done.residual,
-            jac_loss=None if done.jac_loss is None else float(done.jac_loss.detach()),
-            grad_norm=float(norm),
-            lr=lr,
-            skipped=not sound,
+            self._clip_lengths()
+        if not verdict.applies or figures.memory_failed:
+            remembered = self.model.empty_memory(len(block.tokens))
+        return Taken(
+            report=_report(plan, figures, grad_norm=norm, lr=lr, skipped=not verdict.applies),
+            verdict=verdict,
+            memory=remembered,
+            stop=any(row[-1] for row in rows),
         )
-        return report, self._sound(done.memory)
 
-    def _gradient(self, step: int, block: Block, memory: Memory) -> tuple[_Pass, int]:
-        """Runs forward and backward; returns the backward solver's calls as well."""
-        tokens = block.tokens.to(self.model.device)
-        targets = block.targets.to(self.model.device)
-        if step < self.options.equilibrium.pretrain_steps:
-            done = self._unrolled(step, tokens, targets, memory)
-            done.loss.backward()
-            return done, 0
-        result = self.model.train_block(
-            tokens,
-            targets,
-            memory,
-            forward=self.options.forward,
-            backward=self.options.backward,
-            matmul_dtype=_DTYPES[self.options.equilibrium.matmul_dtype],
-            generator=self.generator,
-        )
-        loss, jac_loss = self._loss(step, result.nll, result.f_z, result.z)
-        residual = float(result.solution.residual.mean())
-        loss.backward()
-        solved = result.gradient.solution
-        done = _Pass(result.nll, result.memory, loss, jac_loss, result.solution.nfe, residual)
-        return done, 0 if solved is None else solved.nfe
+    def _clip_lengths(self) -> None:
+        for module in self.model.modules():
+            if isinstance(module, NormalisedLinear):
+                module.clip_length()
 
-    def _unrolled(self, step: int, tokens: Tensor, targets: Tensor, memory: Memory) -> _Pass:
+    def _plan(self, step: int) -> Plan:
         equilibrium = self.options.equilibrium
-        result = self.model.unroll_block(
-            tokens,
-            targets,
-            memory,
-            depth=equilibrium.pretrain_depth,
-            matmul_dtype=_DTYPES[equilibrium.matmul_dtype],
-            generator=self.generator,
-        )
-        loss, jac_loss = self._loss(step, result.nll, result.f_z, result.z)
-        moved = (result.f_z - result.z).detach().norm(dim=-1)
-        residual = float((moved / result.f_z.detach().norm(dim=-1)).mean())
-        return _Pass(
-            result.nll, result.memory, loss, jac_loss, equilibrium.pretrain_depth, residual
-        )
-
-    def _loss(self, step: int, nll: Tensor, f_z: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The block's loss, with the Jacobian's share where this step has drawn one."""
-        weight = self.options.equilibrium.jac_weight(step)
-        if not self._draws_jacobian(weight):
-            return nll.mean(), None
-        jac_loss = frobenius_estimate(f_z, z, generator=self.generator)
-        return nll.mean() + weight * jac_loss, jac_loss
-
-    def _draws_jacobian(self, weight: float) -> bool:
+        every, weight = equilibrium.spectral_radius_every, equilibrium.jac_weight(step)
         draw = torch.rand((), generator=self.generator, device=self.generator.device)
-        return weight > 0 and float(draw) < self.options.equilibrium.jac_loss_freq
+        drawn = weight > 0 and float(draw) < equilibrium.jac_loss_freq
+        return Plan(
+            solved=step >= equilibrium.pretrain_steps,
+            jac_weight=weight if drawn else None,
+            radius=every > 0 and (step + 1) % every == 0,
+        )
 
-    def _sound(self, memory: Memory) -> Memory:
-        """Not a number would stay in the memory for ever."""
-        if bool(memory.z_hist.isfinite().all() & memory.u_hist.isfinite().all()):
-            return memory
-        return self.model.empty_memory(memory.z_hist.shape[0])
+    def _accumulate(self, plan: Plan, block: Block, memory: Memory) -> tuple[Figures, Memory]:
+        """Adds up the gradients of all parts; they are exchanged once, with the last."""
+        parts = self._parts(block, memory)
+        done: list[tuple[Figures, Memory]] = []
+        for part in parts[:-1]:
+            with without_sync(self._objective):
+                done.append(self._backward(plan, part))
+        done.append(self._backward(plan, parts[-1]))
+        remembered = Memory(
+            torch.cat([memory.z_hist for _, memory in done]),
+            torch.cat([memory.u_hist for _, memory in done]),
+        )
+        return Figures.joined(figures for figures, _ in done), remembered
+
+    def _parts(self, block: Block, memory: Memory) -> list[Part]:
+        chunks, device = self.options.optimiser.batch_chunks, self.model.device
+        streams = len(block.tokens)
+        bounds = [streams * i // chunks for i in range(chunks + 1)]
+        return [
+            Part(
+                tokens=block.tokens[begin:end].to(device),
+                targets=block.targets[begin:end].to(device),
+                memory=Memory(memory.z_hist[begin:end], memory.u_hist[begin:end]),
+                share=(end - begin) / streams,
+            )
+            for begin, end in pairwise(bounds)
+        ]
+
+    def _backward(self, plan: Plan, part: Part) -> tuple[Figures, Memory]:
+        loss: Tensor
+        done: Pass
+        loss, done = self._objective(plan, part, self.generator)
+        loss.backward()
+        return done.after_backward(), done.memory
+
+
+def _signs(plan: Plan, figures: Figures, *, grad_norm: float) -> Signs:
+    return Signs(
+        loss=figures.loss / figures.tokens,
+        grad_norm=grad_norm,
+        residual=figures.residual / figures.tokens,
+        solved=plan.solved,
+        backward_failed=figures.backward_failed > 0,
+    )
+
+
+def _report(
+    plan: Plan, figures: Figures, *, grad_norm: float, lr: float, skipped: bool
+) -> StepReport:
+    tokens = figures.tokens
+    backward = figures.nfe_backward > 0
+    return StepReport(
+        loss=figures.loss / tokens,
+        tokens=int(tokens),
+        nfe_forward=figures.nfe_forward,
+        nfe_backward=figures.nfe_backward,
+        residual=figures.residual / tokens,
+        residual_backward=figures.residual_backward / tokens if backward else None,
+        unconverged_forward=figures.unconverged / tokens if plan.solved else None,
+        unconverged_backward=figures.unconverged_backward / tokens if backward else None,
+        jac_loss=None if plan.jac_weight is None else figures.jac_loss / tokens,
+        spectral_radius=figures.spectral_radius / tokens if plan.radius else None,
+        grad_norm=grad_norm,
+        lr=lr,
+        skipped=skipped,
+    )
