@@ -33,13 +33,13 @@ def parse_eval(argv: list[str], prog: str) -> EvalRun:
 def train_main(argv: list[str], prog: str) -> int:
     """Trains; returns the exit code."""
     options = parse_train(argv, prog)
-    return _reported(prog, lambda: _train(options))
+    return reported(prog, lambda: _train(options))
 
 
 def eval_main(argv: list[str], prog: str) -> int:
     """Prints a checkpoint's perplexity; returns the exit code."""
     run = parse_eval(argv, prog)
-    return _reported(prog, lambda: _eval(run))
+    return reported(prog, lambda: _eval(run))
 
 
 def _eval(run: EvalRun) -> int:
@@ -97,7 +97,7 @@ def _stopping(stop: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _reported(prog: str, command: Callable[[], int]) -> int:
+def reported(prog: str, command: Callable[[], int]) -> int:
     """Runs a command; what it raises on purpose becomes one line on standard error."""
     from deq_model.errors import DeqModelError
     from deq_model.tokenizers.errors import TokenizerError
