@@ -2,7 +2,6 @@
 
 import hashlib
 import http.client
-import logging
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from training.errors import DataError
 from training.prepare.folder import Progress
 from training.prepare.text import Advance
 
-_LOG = logging.getLogger(__name__)
 _CHUNK = 1 << 18
 _FRUITLESS = 3  # requests in a row that bring nothing, before a server is given up
 _OK, _PARTIAL, _BEYOND = 200, 206, 416
@@ -62,13 +60,11 @@ def download(remote: Remote, folder: Path, *, timeout_s: float, progress: Progre
         if not url.startswith(("http://", "https://")):
             raise DataError(f"url must begin with http:// or https://, got {url}")
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             _fetch(url, part, remote, timeout_s=timeout_s, progress=progress)
             check_digest(remote, part)
             part.replace(target)
             return target
         except (_Failed, DataError) as failure:
-            _LOG.info("%s: %s", url, failure)
             failures.append(f"{url}: {failure}")
         except OSError as error:
             raise DataError(f"cannot write {part}: {error.strerror or error}") from None
@@ -111,9 +107,9 @@ def _fetch(url: str, part: Path, remote: Remote, *, timeout_s: float, progress: 
                 raise _Failed(f"HTTP {error.code} {error.reason}") from None
             part.unlink(missing_ok=True)  # longer than the file: it was of another one
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError) as error:
-            reason = str(getattr(error, "reason", "") or error or type(error).__name__)
+            reason = _said(getattr(error, "reason", error))
         except ConnectionError as error:
-            reason = error.strerror or str(error)
+            reason = _said(error)
         fruitless = 0 if _size(part) > before else fruitless + 1
     kept = f"; {_size(part)} bytes are kept in {part}, and asked for no more" if _size(part) else ""
     raise _Failed(reason + kept)
@@ -130,6 +126,7 @@ def _request(url: str, part: Path, size: int | None, *, timeout_s: float, advanc
         begin, total = _extent(response.status, response.headers, have)
         if size is not None and total is not None and total != size:
             raise _Failed(f"it has {total} bytes, the published {part.stem} has {size}")
+        part.parent.mkdir(parents=True, exist_ok=True)  # not before there is something to write
         with part.open("ab" if begin else "wb") as file:
             while data := response.read(_CHUNK):
                 file.write(data)
@@ -147,6 +144,10 @@ def _extent(status: int, headers: http.client.HTTPMessage, have: int) -> tuple[i
     if unit != "bytes" or span.partition("-")[0] != str(have):
         raise _Failed(f"asked for the bytes from {have}, got {headers.get('Content-Range')}")
     return have, int(total) if total.isdigit() else None
+
+
+def _said(error: object) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _size(path: Path) -> int:
