@@ -86,12 +86,72 @@ def relative_attention(
         ``(R, W, H·d)``. Scores are rounded to float32 where a mask is applied, also in a float64
         model: the published f does so, and its numbers are reproduced to 1e-10 only that way.
     """
-    groups, width, heads, d_head = query.shape
-    content = torch.einsum("rwhd,rkhd->rhwk", query + r_w_bias, key)
+    groups, width, heads, _ = query.shape
     by_distance = torch.einsum("rwhd,thd->rhwt", query + r_r_bias, positions)
     delta = span.delta.clamp(max=positions.shape[0] - 1)
     index = delta[:, None].expand(groups, heads, width, key.shape[1])
-    score = (content + by_distance.gather(-1, index)) * d_head**-0.5
+    shifted = by_distance.gather(-1, index)
+    return _mixed(query + r_w_bias, key, value, shifted, span=span, dropout=dropout)
+
+
+def sliding_positions(positions: Tensor) -> Tensor:
+    """``block_attention``'s form of the table R(δ) for δ = 0 … K − 1: ``(K + 1, H, d)``.
+
+    Distances fall, and a row of zeros follows that only masked scores read.
+    """
+    return torch.cat([positions.flip(0), torch.zeros_like(positions[:1])])
+
+
+def block_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    positions: Tensor,
+    r_w_bias: Tensor,
+    r_r_bias: Tensor,
+    span: Span,
+    dropout: Tensor | None = None,
+) -> Tensor:
+    """``relative_attention`` of queries at the last W of K consecutive positions.
+
+    Query w's score by distance to key k stands at column ``W − 1 − w + k`` of its row, in a table
+    by falling distance: with rows of K + 1 columns that is one slice of the flattened scores, and
+    nothing needs to be gathered, nor scattered on the way back.
+
+    Args:
+        query: ``(R, W, H, d)``.
+        key: ``(R, K, H, d)``.
+        value: ``(R, K, H, d)``.
+        positions: ``(K + 1, H, d)``, from ``sliding_positions``.
+        r_w_bias: ``(H, d)``.
+        r_r_bias: ``(H, d)``.
+        span: which keys each query sees.
+        dropout: ``(R, H, W, K)`` mask on the attention weights, or None.
+
+    Returns:
+        ``(R, W, H·d)``.
+    """
+    width, length = query.shape[1], key.shape[1]
+    by_distance = torch.einsum("rwhd,thd->rhwt", query + r_r_bias, positions).flatten(-2)
+    shifted = by_distance[..., width - 1 : width - 1 + width * length].unflatten(
+        -1, (width, length)
+    )
+    return _mixed(query + r_w_bias, key, value, shifted, span=span, dropout=dropout)
+
+
+def _mixed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    by_distance: Tensor,
+    *,
+    span: Span,
+    dropout: Tensor | None,
+) -> Tensor:
+    """Values by the softmax of both scores; ``by_distance`` is ``(R, H, W, K)``."""
+    content = torch.einsum("rwhd,rkhd->rhwk", query, key)
+    score = (content + by_distance) * query.shape[-1] ** -0.5
     if span.masked:
         score = score.float().masked_fill(~span.visible[:, None], float("-inf"))
     weight = score.to(value.dtype).softmax(-1)

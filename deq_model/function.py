@@ -42,6 +42,17 @@ class FunctionDropout:
     output: Tensor
     attention_weight: Tensor | None = None
 
+    def part(self, begin: int, end: int) -> Self:
+        """The masks of samples ``begin`` to ``end − 1``."""
+        weight = self.attention_weight
+        return dataclasses.replace(
+            self,
+            attention_output=self.attention_output[begin:end],
+            inner=self.inner[begin:end],
+            output=self.output[begin:end],
+            attention_weight=None if weight is None else weight[begin:end],
+        )
+
 
 class EquilibriumParameters(nn.Module):
     """The trained parameters of f."""

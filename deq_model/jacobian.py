@@ -7,25 +7,37 @@ from deq_model.errors import ConfigError
 
 
 def frobenius_estimate(
-    f_z: Tensor, z: Tensor, *, generator: torch.Generator | None = None
+    f_z: Tensor,
+    z: Tensor,
+    *,
+    v: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Hutchinson's estimate of ``‖J‖_F² / (B·D·L)``: ``‖vᵀJ‖² / (B·D·L)``, v standard normal.
 
     Args:
         f_z: ``(B, L, D)``, computed from z with its graph.
         z: ``(B, L, D)`` requiring a gradient.
-        generator: source of v, on z's device.
+        v: ``(B, L, D)`` standard normal, such as ``Draws.jacobian``; None draws one.
+        generator: source of v where it is drawn, on z's device.
 
     Returns:
-        A scalar that can be differentiated in the parameters of f (z* itself held fixed).
+        A scalar that can be differentiated in the parameters of f (z* itself held fixed). The mean
+        over equal parts of a batch is the whole's.
     """
-    v = torch.empty_like(f_z).normal_(generator=generator)
+    if v is None:
+        v = torch.empty_like(f_z).normal_(generator=generator)
     (product,) = torch.autograd.grad(f_z, z, v, create_graph=True)
     return product.square().sum() / z.numel()
 
 
 def spectral_radius(
-    f_z: Tensor, z: Tensor, *, steps: int, generator: torch.Generator | None = None
+    f_z: Tensor,
+    z: Tensor,
+    *,
+    steps: int,
+    v: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """The power method on Jᵀ, per sample: an estimate of the largest ``|λ|`` of J.
 
@@ -39,14 +51,16 @@ def spectral_radius(
         f_z: ``(B, L, D)``, computed from z with its graph.
         z: ``(B, L, D)`` requiring a gradient.
         steps: products with Jᵀ; at least 2.
-        generator: source of the first vector, on z's device.
+        v: ``(B, L, D)`` to begin with, such as ``Draws.spectral``; None draws one.
+        generator: source of the first vector where it is drawn, on z's device.
 
     Returns:
-        ``(B,)``.
+        ``(B,)``, detached. The graph of ``f_z`` stays as it was, and nothing is added to it.
     """
     if steps < 2:
         raise ConfigError(f"steps must be at least 2, got {steps}")
-    v = torch.empty_like(f_z).normal_(generator=generator)
+    if v is None:
+        v = torch.empty_like(f_z).normal_(generator=generator)
     tiny = torch.finfo(v.dtype).tiny  # where Jᵀ takes v to zero it stays there: the radius is 0
     log_growth = []
     for _ in range(steps):

@@ -3,131 +3,28 @@
 Letters: B batch, L tokens of a block, M tokens of memory, D ``d_model``.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from deq_model.adaptive_softmax import AdaptiveLogSoftmax
-from deq_model.attention import Span, relative_attention, span
+from deq_model.block import BlockFunction, BlockResult, TrainingResult, UnrolledResult
 from deq_model.config import ModelConfig
+from deq_model.draws import Draws, Masks, draw_masks
 from deq_model.embedding import AdaptiveEmbedding
 from deq_model.errors import ConfigError
-from deq_model.function import EquilibriumParameters, EquilibriumWeights, FunctionDropout
+from deq_model.function import EquilibriumParameters, EquilibriumWeights
+from deq_model.gradient import GradientOptions
 from deq_model.implicit import ImplicitGradient
 from deq_model.memory import Memory
 from deq_model.normalised import NormalisedLinear
-from deq_model.solvers.loop import Solution, solve_block
+from deq_model.solvers.loop import solve_block
 from deq_model.solvers.options import SolverOptions
 
+__all__ = ["BlockFunction", "BlockResult", "DEQLanguageModel", "TrainingResult", "UnrolledResult"]
+
 Initial = Literal["normal", "uniform"]
-
-
-class BlockFunction:
-    """f of one block, ``(B, L, D)`` to the same, its memory projected once."""
-
-    def __init__(
-        self,
-        weights: EquilibriumWeights,
-        memory: Memory,
-        injection: Tensor,
-        dropout: FunctionDropout | None = None,
-    ) -> None:
-        """Projects the memory; ``injection`` is ``(B, L, 3·D)``."""
-        length = injection.shape[1]
-        self._weights, self._injection, self._dropout = weights, injection, dropout
-        self._key, self._value = weights.project_history(memory.z_hist, memory.u_hist)
-        klen = memory.length + length
-        self._positions = weights.position_table(
-            klen, injection.dtype, None if dropout is None else dropout.position
-        )
-        self._span = self._block_span(memory.length, length, injection.device)
-
-    def _block_span(self, mem_len: int, length: int, device: torch.device) -> Span:
-        keys = torch.arange(mem_len + length, device=device)[None]
-        return span(
-            keys[:, mem_len:],
-            keys,
-            first=keys.new_zeros(1, length),
-            reach=self._weights.config.attention_span,
-        )
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return relative_attention(
-            query,
-            torch.cat([self._key, key], dim=1),
-            torch.cat([self._value, value], dim=1),
-            positions=self._positions,
-            r_w_bias=self._weights.r_w_bias.to(query.dtype),
-            r_r_bias=self._weights.r_r_bias.to(query.dtype),
-            span=self._span,
-            dropout=None if self._dropout is None else self._dropout.attention_weight,
-        )
-
-    def __call__(self, z: Tensor) -> Tensor:
-        """f(z)."""
-        return self._weights(z, self._injection, self._attend, self._dropout)
-
-
-@dataclass(frozen=True, slots=True)
-class BlockResult:
-    """What a block without gradients gives.
-
-    Attributes:
-        hidden: ``(B, L, D)``, z*.
-        memory: for the next block.
-        solution: of the fixed point.
-    """
-
-    hidden: Tensor
-    memory: Memory
-    solution: Solution
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingResult:
-    """What a block with gradients gives.
-
-    Attributes:
-        nll: ``(B, L)``, differentiable.
-        memory: for the next block, detached.
-        solution: of the forward fixed point.
-        gradient: holds the backward solution once the backward pass has run.
-        f_z: ``(B, L, D)``, f(z*) with its graph, for estimates about the Jacobian.
-        z: ``(B, L, D)``, the leaf that f_z was computed from.
-    """
-
-    nll: Tensor
-    memory: Memory
-    solution: Solution
-    gradient: ImplicitGradient
-    f_z: Tensor
-    z: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class UnrolledResult:
-    """What a block of plain applications of f gives.
-
-    Attributes:
-        nll: ``(B, L)``, differentiable.
-        memory: for the next block, detached.
-        f_z: ``(B, L, D)``, the last state.
-        z: ``(B, L, D)``, the state before it.
-    """
-
-    nll: Tensor
-    memory: Memory
-    f_z: Tensor
-    z: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class _Masks:
-    embedding: Tensor
-    hidden: Tensor
-    function: FunctionDropout
 
 
 class DEQLanguageModel(nn.Module):
@@ -253,6 +150,44 @@ class DEQLanguageModel(nn.Module):
         flat = self.softmax.target_logprob(hidden.flatten(0, -2), targets.flatten())
         return -flat.view(targets.shape)
 
+    def draw(
+        self,
+        *,
+        streams: int,
+        tgt_len: int,
+        mem_len: int,
+        generator: torch.Generator | None = None,
+        jacobian: bool = False,
+        spectral: bool = False,
+    ) -> Draws:
+        """The random numbers of a training step, for all its streams: see ``deq_model.draws``.
+
+        Args:
+            streams: of the step, those of all ranks and chunks together.
+            tgt_len: tokens of the block.
+            mem_len: tokens of the memory before it, ``memory.length``.
+            generator: source, on the model's device.
+            jacobian: whether the step estimates the Jacobian's norm.
+            spectral: whether it estimates the spectral radius.
+        """
+        like = self.injection.weight
+        masks = None
+        if self.training:
+            masks = draw_masks(
+                self.config,
+                streams=streams,
+                tgt_len=tgt_len,
+                mem_len=mem_len,
+                like=like,
+                generator=generator,
+            )
+        shape = (streams, tgt_len, self.config.d_model)
+        jac, spec = (
+            like.new_empty(shape).normal_(generator=generator) if asked else None
+            for asked in (jacobian, spectral)
+        )
+        return Draws(streams=streams, masks=masks, jacobian=jac, spectral=spec)
+
     def train_block(
         self,
         tokens: Tensor,
@@ -261,40 +196,57 @@ class DEQLanguageModel(nn.Module):
         *,
         forward: SolverOptions,
         backward: SolverOptions,
+        gradient: GradientOptions | None = None,
         whole_block: bool = False,
         matmul_dtype: torch.dtype | None = None,
         generator: torch.Generator | None = None,
+        draws: Draws | None = None,
     ) -> TrainingResult:
-        """A block with implicit gradients.
+        """A block with gradients through its fixed point.
+
+        What is kept for the backward pass does not depend on how many calls of f the solver makes.
 
         Args:
             tokens: ``(B, L)`` int64.
             targets: ``(B, L)`` int64.
             memory: of the blocks before; the gradient ends there.
             forward: solver of the fixed point.
-            backward: solver of the gradient's linear system.
+            backward: solver of the implicit gradient's linear system.
+            gradient: its kind, and which states are supervised; None for the implicit gradient of
+                the fixed point alone.
             whole_block: solve both ways as published, each sample's block as one vector.
             matmul_dtype: of the matrix products of f; None for the parameters'.
-            generator: source of the dropout masks.
+            generator: source of the dropout masks where ``draws`` is None.
+            draws: the step's random numbers, those of these B streams.
+
+        Raises:
+            ConfigError: ``draws`` are of other streams, or there are more states than calls.
         """
-        masks = self._draw_masks(tokens, memory.length, generator)
-        injection, weights = self._prepare(tokens, masks, matmul_dtype)
-        function_masks = None if masks is None else masks.function
-        with torch.no_grad():
-            fixed = BlockFunction(weights.detach(), memory, injection.detach(), function_masks)
-            z_init = injection.new_zeros(*tokens.shape, self.config.d_model)
-            solution = solve_block(fixed, z_init, forward, whole_block=whole_block)
+        gradient = GradientOptions() if gradient is None else gradient
+        masks = self._masks(tokens, memory, generator, draws)
+        f = self._block_function(tokens, memory, masks, matmul_dtype)
+        solution = solve_block(
+            f.detach(),
+            f.injection.new_zeros(*tokens.shape, self.config.d_model),
+            forward,
+            whole_block=whole_block,
+            marks=gradient.marks(forward.max_nfe),
+        )
         z = solution.z_star.detach().requires_grad_()  # a leaf, beside the solution's own tensor
-        f_z = BlockFunction(weights, memory, injection, function_masks)(z)
-        gradient = ImplicitGradient(z, backward, whole_block=whole_block)
-        hidden = gradient.attach(f_z)
-        if masks is not None:
-            hidden = hidden * masks.hidden
+        f_z = f(z)
+        implicit = ImplicitGradient(z, backward, whole_block=whole_block)
+        hidden = implicit.attach(f_z) if gradient.kind == "ift" else gradient.unroll(f, z, f_z)
+        nll = self._dropped_nll(hidden, targets, masks)
+        objective = nll
+        for weight, state in zip(gradient.weights(), solution.marked, strict=True):
+            early = gradient.supervised(f, state)
+            objective = objective + weight * self._dropped_nll(early, targets, masks)
         return TrainingResult(
-            nll=self.nll(hidden, targets),
-            memory=memory.extend(f_z, injection, mem_len=self.config.mem_len),
+            nll=nll,
+            objective=objective,
+            memory=memory.extend(hidden, f.injection, mem_len=self.config.mem_len),
             solution=solution,
-            gradient=gradient,
+            gradient=implicit,
             f_z=f_z,
             z=z,
         )
@@ -308,6 +260,7 @@ class DEQLanguageModel(nn.Module):
         depth: int,
         matmul_dtype: torch.dtype | None = None,
         generator: torch.Generator | None = None,
+        draws: Draws | None = None,
     ) -> UnrolledResult:
         """A block of plain applications of f from zeros, with ordinary gradients.
 
@@ -317,61 +270,56 @@ class DEQLanguageModel(nn.Module):
             memory: of the blocks before; the gradient ends there.
             depth: applications of f, at least 1.
             matmul_dtype: of the matrix products of f; None for the parameters'.
-            generator: source of the dropout masks.
+            generator: source of the dropout masks where ``draws`` is None.
+            draws: the step's random numbers, those of these B streams.
         """
         if depth < 1:
             raise ConfigError(f"depth must be at least 1, got {depth}")
-        masks = self._draw_masks(tokens, memory.length, generator)
-        injection, weights = self._prepare(tokens, masks, matmul_dtype)
-        f = BlockFunction(weights, memory, injection, None if masks is None else masks.function)
-        z = injection.new_zeros(*tokens.shape, self.config.d_model, requires_grad=True)
+        masks = self._masks(tokens, memory, generator, draws)
+        f = self._block_function(tokens, memory, masks, matmul_dtype)
+        z = f.injection.new_zeros(*tokens.shape, self.config.d_model, requires_grad=True)
         f_z = f(z)
         for _ in range(depth - 1):
             z, f_z = f_z, f(f_z)
-        hidden = f_z if masks is None else f_z * masks.hidden
         return UnrolledResult(
-            nll=self.nll(hidden, targets),
-            memory=memory.extend(f_z, injection, mem_len=self.config.mem_len),
+            nll=self._dropped_nll(f_z, targets, masks),
+            memory=memory.extend(f_z, f.injection, mem_len=self.config.mem_len),
             f_z=f_z,
             z=z,
         )
 
-    def _prepare(
-        self, tokens: Tensor, masks: _Masks | None, matmul_dtype: torch.dtype | None
-    ) -> tuple[Tensor, EquilibriumWeights]:
-        """Injection ``(B, L, 3·D)`` and folded weights, both with their graph."""
+    def _masks(
+        self,
+        tokens: Tensor,
+        memory: Memory,
+        generator: torch.Generator | None,
+        draws: Draws | None,
+    ) -> Masks | None:
+        """Those drawn for the block, or new ones."""
+        batch, length = tokens.shape
+        if draws is None:
+            draws = self.draw(
+                streams=batch, tgt_len=length, mem_len=memory.length, generator=generator
+            )
+        draws.check(batch)
+        return draws.masks
+
+    def _block_function(
+        self,
+        tokens: Tensor,
+        memory: Memory,
+        masks: Masks | None,
+        matmul_dtype: torch.dtype | None,
+    ) -> BlockFunction:
+        """f of a block, with the graph of its injection and its weights."""
         embedded = self.embedding(tokens)
         if masks is not None:
             embedded = embedded * masks.embedding
         weights = self.f.fold()
         if matmul_dtype is not None:
             weights = weights.to(self.device, matmul_dtype)
-        return self.injection(embedded), weights
+        function_masks = None if masks is None else masks.function
+        return BlockFunction(weights, memory, self.injection(embedded), function_masks)
 
-    def _draw_masks(
-        self, tokens: Tensor, mem_len: int, generator: torch.Generator | None
-    ) -> _Masks | None:
-        """The masks of a block of ``(B, L)`` tokens; None where nothing is dropped."""
-        config = self.config
-        batch, length = tokens.shape
-        if not self.training or (config.dropout == 0 and config.dropatt == 0):
-            return None
-
-        def mask(*shape: int, share: float = config.dropout) -> Tensor:
-            kept = torch.empty(shape, device=self.device, dtype=self.dtype)
-            return kept.bernoulli_(1 - share, generator=generator) / (1 - share)
-
-        attention_shape = (batch, config.n_head, length, mem_len + length)
-        return _Masks(
-            embedding=mask(batch, 1, config.d_model),
-            hidden=mask(batch, 1, config.d_model),
-            function=FunctionDropout(
-                position=mask(1, config.d_model),
-                attention_output=mask(batch, 1, config.d_model),
-                inner=mask(batch, 1, config.d_inner),
-                output=mask(batch, 1, config.d_model),
-                attention_weight=(
-                    mask(*attention_shape, share=config.dropatt) if config.dropatt else None
-                ),
-            ),
-        )
+    def _dropped_nll(self, hidden: Tensor, targets: Tensor, masks: Masks | None) -> Tensor:
+        return self.nll(hidden if masks is None else hidden * masks.hidden, targets)

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deq_model.config import ModelConfig
+from deq_model.memory import Memory
 from deq_model.model import DEQLanguageModel
-from deq_model.solvers.options import Method
+from deq_model.solvers.options import Method, SolverOptions
 from deq_model.solvers.rows import RowSolver
 
 RowMap = Callable[[Tensor, Tensor], Tensor]
@@ -111,6 +112,40 @@ def configs(draw: st.DrawFn, *, published: bool = False) -> ModelConfig:
         norm=norm,
         **bounds,
     )
+
+
+CONFIG = ModelConfig(
+    n_token=23,
+    d_model=8,
+    n_head=2,
+    d_head=4,
+    d_inner=12,
+    cutoffs=(6, 13),
+    div_val=2,
+    tgt_len=4,
+    mem_len=5,
+    tie_weights=False,
+)
+"""A small model of three clusters, the one that tests change to their needs."""
+
+EXACT = SolverOptions(tol=1e-13, max_nfe=300, depth=30)
+"""Where nothing is masked f is float64 throughout, and so are its fixed points."""
+
+MASKED = SolverOptions(tol=1e-7, max_nfe=300, depth=30)
+"""Where keys are masked f rounds its scores to float32."""
+
+
+def draw_tokens(seed: int, *shape: int) -> Tensor:
+    """Tokens of ``CONFIG``'s vocabulary."""
+    return torch.randint(CONFIG.n_token, shape, generator=generator(seed))
+
+
+def draw_memory(seed: int, batch: int, length: int) -> Memory:
+    """Memory of ``length`` tokens that nobody solved, of ``CONFIG``'s width."""
+    source, d_model = generator(seed), CONFIG.d_model
+    z_hist = torch.randn(batch, length, d_model, generator=source, dtype=torch.float64)
+    u_hist = torch.randn(batch, length, 3 * d_model, generator=source, dtype=torch.float64)
+    return Memory(z_hist, u_hist)
 
 
 def random_model(config: ModelConfig, seed: int, *, std: float = 0.3) -> DEQLanguageModel:

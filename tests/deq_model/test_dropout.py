@@ -12,34 +12,14 @@ from deq_model.config import ModelConfig
 from deq_model.function import FunctionDropout
 from deq_model.memory import Memory
 from deq_model.model import BlockFunction, DEQLanguageModel, TrainingResult
-from deq_model.solvers.options import SolverOptions
-from tests.deq_model.problems import generator, random_model
-
-CONFIG = ModelConfig(
-    n_token=23,
-    d_model=8,
-    n_head=2,
-    d_head=4,
-    d_inner=12,
-    cutoffs=(6, 13),
-    div_val=2,
-    tgt_len=4,
-    mem_len=5,
-    tie_weights=False,
+from tests.deq_model.problems import (
+    CONFIG,
+    MASKED,
+    draw_memory,
+    draw_tokens,
+    generator,
+    random_model,
 )
-MASKED = SolverOptions(tol=1e-7, max_nfe=300, depth=30)
-
-
-def draw_tokens(seed: int, *shape: int) -> Tensor:
-    return torch.randint(CONFIG.n_token, shape, generator=generator(seed))
-
-
-def draw_memory(seed: int, batch: int, length: int) -> Memory:
-    source, d_model = generator(seed), CONFIG.d_model
-    z_hist = torch.randn(batch, length, d_model, generator=source, dtype=torch.float64)
-    u_hist = torch.randn(batch, length, 3 * d_model, generator=source, dtype=torch.float64)
-    return Memory(z_hist, u_hist)
-
 
 DROPPING = dataclasses.replace(CONFIG, dropout=0.4)
 
@@ -112,7 +92,7 @@ def test_what_is_kept_makes_up_for_what_is_dropped(share: float) -> None:
     config = dataclasses.replace(CONFIG, d_inner=5000, dropout=share)
     model = DEQLanguageModel(config).double().train()
     model.reset(generator=generator(0))
-    masks = model._draw_masks(torch.zeros(1, 2, dtype=torch.long), 3, generator(1))
+    masks = model.draw(streams=1, tgt_len=2, mem_len=3, generator=generator(1)).masks
     assert masks is not None
     inner = masks.function.inner
     assert inner.shape == (1, 1, 5000)

@@ -14,40 +14,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from deq_model.config import ModelConfig
 from deq_model.errors import ConfigError
 from deq_model.implicit import ImplicitGradient
 from deq_model.jacobian import frobenius_estimate, spectral_radius
-from deq_model.memory import Memory
 from deq_model.model import BlockFunction, DEQLanguageModel
 from deq_model.solvers.options import SolverOptions, SolverStatus
-from tests.deq_model.problems import generator, random_model
-
-CONFIG = ModelConfig(
-    n_token=23,
-    d_model=8,
-    n_head=2,
-    d_head=4,
-    d_inner=12,
-    cutoffs=(6, 13),
-    div_val=2,
-    tgt_len=4,
-    mem_len=5,
-    tie_weights=False,
+from tests.deq_model.problems import (
+    CONFIG,
+    EXACT,
+    MASKED,
+    draw_memory,
+    draw_tokens,
+    generator,
+    random_model,
 )
-EXACT = SolverOptions(tol=1e-13, max_nfe=300, depth=30)
-MASKED = SolverOptions(tol=1e-7, max_nfe=300, depth=30)
-
-
-def draw_tokens(seed: int, *shape: int) -> Tensor:
-    return torch.randint(CONFIG.n_token, shape, generator=generator(seed))
-
-
-def draw_memory(seed: int, batch: int, length: int) -> Memory:
-    source, d_model = generator(seed), CONFIG.d_model
-    z_hist = torch.randn(batch, length, d_model, generator=source, dtype=torch.float64)
-    u_hist = torch.randn(batch, length, 3 * d_model, generator=source, dtype=torch.float64)
-    return Memory(z_hist, u_hist)
 
 
 def gradients(model: DEQLanguageModel, loss: Tensor) -> dict[str, Tensor]:
