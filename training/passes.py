@@ -6,6 +6,8 @@ from dataclasses import astuple, dataclass, fields
 import torch
 from torch import Tensor, nn
 
+from deq_model.draws import Draws
+from deq_model.gradient import GradientOptions
 from deq_model.implicit import ImplicitGradient
 from deq_model.jacobian import frobenius_estimate, spectral_radius
 from deq_model.memory import Memory
@@ -40,12 +42,14 @@ class Part:
         tokens: ``(b, L)`` int64.
         targets: ``(b, L)`` int64.
         memory: of the blocks before.
+        draws: random numbers of these streams.
         share: b as a share of this rank's streams.
     """
 
     tokens: Tensor
     targets: Tensor
     memory: Memory
+    draws: Draws
     share: float
 
 
@@ -135,76 +139,84 @@ class Objective(nn.Module):
     def __init__(self, model: DEQLanguageModel, options: TrainOptions) -> None:
         super().__init__()
         self.model = model
-        self.options = options
+        self._options = options
+        equilibrium = options.equilibrium
+        self._dtype = _DTYPES[equilibrium.matmul_dtype]
+        self._gradient = GradientOptions(
+            kind=equilibrium.gradient,
+            steps=equilibrium.phantom_steps,
+            tau=equilibrium.phantom_tau,
+            n_states=equilibrium.n_states,
+            gamma=equilibrium.gamma,
+        )
 
-    def forward(self, plan: Plan, part: Part, generator: torch.Generator) -> tuple[Tensor, Pass]:
+    def forward(self, plan: Plan, part: Part) -> tuple[Tensor, Pass]:
         """The part's share of its rank's loss, to differentiate, and the rest."""
-        compute = self._solved if plan.solved else self._applied
-        return compute(plan, part, generator)
+        return self._solved(plan, part) if plan.solved else self._applied(plan, part)
 
-    def _solved(self, plan: Plan, part: Part, generator: torch.Generator) -> tuple[Tensor, Pass]:
-        equilibrium = self.options.equilibrium
+    def _solved(self, plan: Plan, part: Part) -> tuple[Tensor, Pass]:
         result = self.model.train_block(
             part.tokens,
             part.targets,
             part.memory,
-            forward=self.options.forward,
-            backward=self.options.backward,
-            whole_block=equilibrium.whole_block,
-            matmul_dtype=_DTYPES[equilibrium.matmul_dtype],
-            generator=generator,
+            forward=self._options.forward,
+            backward=self._options.backward,
+            gradient=self._gradient,
+            whole_block=self._options.equilibrium.whole_block,
+            matmul_dtype=self._dtype,
+            draws=part.draws,
         )
+        term, told = self._about_jacobian(plan, part, result.f_z, result.z)
         solution = result.solution
         figures = Figures(
+            tokens=result.nll.numel(),
+            loss=float(result.nll.detach().sum()),
             residual=float(solution.residual.sum()),
             unconverged=float((solution.status != SolverStatus.CONVERGED).sum()),
             nfe_forward=solution.nfe,
         )
-        loss, figures = self._loss(plan, part, result.nll, result.f_z, result.z, figures, generator)
-        return loss, Pass(memory=result.memory, figures=figures, gradient=result.gradient)
+        return part.share * (result.objective.mean() + term), Pass(
+            memory=result.memory,
+            figures=Figures.joined([figures, told]),
+            gradient=result.gradient,
+        )
 
-    def _applied(self, plan: Plan, part: Part, generator: torch.Generator) -> tuple[Tensor, Pass]:
-        equilibrium = self.options.equilibrium
+    def _applied(self, plan: Plan, part: Part) -> tuple[Tensor, Pass]:
+        depth = self._options.equilibrium.pretrain_depth
         result = self.model.unroll_block(
             part.tokens,
             part.targets,
             part.memory,
-            depth=equilibrium.pretrain_depth,
-            matmul_dtype=_DTYPES[equilibrium.matmul_dtype],
-            generator=generator,
+            depth=depth,
+            matmul_dtype=self._dtype,
+            draws=part.draws,
         )
+        term, told = self._about_jacobian(plan, part, result.f_z, result.z)
         moved = (result.f_z - result.z).detach().norm(dim=-1)
-        change = moved / result.f_z.detach().norm(dim=-1)
-        figures = Figures(residual=float(change.sum()), nfe_forward=equilibrium.pretrain_depth)
-        loss, figures = self._loss(plan, part, result.nll, result.f_z, result.z, figures, generator)
-        return loss, Pass(memory=result.memory, figures=figures, gradient=None)
-
-    def _loss(
-        self,
-        plan: Plan,
-        part: Part,
-        nll: Tensor,
-        f_z: Tensor,
-        z: Tensor,
-        figures: Figures,
-        generator: torch.Generator,
-    ) -> tuple[Tensor, Figures]:
-        """Adds the Jacobian's term where the step has one, and looks at the figures of all."""
-        count = nll.numel()
-        loss, jac_loss, radius = nll.mean(), nll.new_zeros(()), nll.new_zeros(())
-        if plan.jac_weight is not None:
-            jac_loss = frobenius_estimate(f_z, z, generator=generator)
-            loss = loss + plan.jac_weight * jac_loss
-        if plan.radius:
-            steps = self.options.equilibrium.spectral_radius_steps
-            radius = spectral_radius(f_z, z, steps=steps, generator=generator).mean()
-        told = Figures(
-            tokens=count,
-            loss=float(nll.detach().sum()),
-            jac_loss=float(jac_loss.detach()) * count,
-            spectral_radius=float(radius) * count,
+        figures = Figures(
+            tokens=result.nll.numel(),
+            loss=float(result.nll.detach().sum()),
+            residual=float((moved / result.f_z.detach().norm(dim=-1)).sum()),
+            nfe_forward=depth,
         )
-        return loss * part.share, Figures.joined([figures, told])
+        return part.share * (result.nll.mean() + term), Pass(
+            memory=result.memory, figures=Figures.joined([figures, told]), gradient=None
+        )
+
+    def _about_jacobian(
+        self, plan: Plan, part: Part, f_z: Tensor, z: Tensor
+    ) -> tuple[Tensor | float, Figures]:
+        """The Jacobian's term of the loss, and what the step estimates of it."""
+        count = part.tokens.numel()
+        term: Tensor | float = 0.0
+        jac_loss = radius = 0.0
+        if plan.jac_weight is not None:
+            estimate = frobenius_estimate(f_z, z, v=part.draws.jacobian)
+            term, jac_loss = plan.jac_weight * estimate, float(estimate.detach())
+        if plan.radius:
+            steps = self._options.equilibrium.spectral_radius_steps
+            radius = float(spectral_radius(f_z, z, steps=steps, v=part.draws.spectral).mean())
+        return term, Figures(jac_loss=jac_loss * count, spectral_radius=radius * count)
 
 
 def _of_backward(solution: Solution) -> Figures:

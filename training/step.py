@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from deq_model.draws import Draws
 from deq_model.memory import Memory
 from deq_model.model import DEQLanguageModel
 from deq_model.normalised import NormalisedLinear
@@ -140,7 +141,7 @@ class Stepper:
 
     def _accumulate(self, plan: Plan, block: Block, memory: Memory) -> tuple[Figures, Memory]:
         """Adds up the gradients of all parts; they are exchanged once, with the last."""
-        parts = self._parts(block, memory)
+        parts = self._parts(block, memory, self._draws(plan, block, memory))
         done: list[tuple[Figures, Memory]] = []
         for part in parts[:-1]:
             with without_sync(self._objective):
@@ -152,7 +153,21 @@ class Stepper:
         )
         return Figures.joined(figures for figures, _ in done), remembered
 
-    def _parts(self, block: Block, memory: Memory) -> list[Part]:
+    def _draws(self, plan: Plan, block: Block, memory: Memory) -> Draws:
+        """This rank's share of the random numbers that every rank draws for all."""
+        streams = self.options.data.batch_size
+        draws = self.model.draw(
+            streams=streams,
+            tgt_len=block.tokens.shape[1],
+            mem_len=memory.length,
+            generator=self.generator,
+            jacobian=plan.jac_weight is not None,
+            spectral=plan.radius,
+        )
+        share = self._ranks.share(streams)
+        return draws.part(share.start, share.stop)
+
+    def _parts(self, block: Block, memory: Memory, draws: Draws) -> list[Part]:
         chunks, device = self.options.optimiser.batch_chunks, self.model.device
         streams = len(block.tokens)
         bounds = [streams * i // chunks for i in range(chunks + 1)]
@@ -161,6 +176,7 @@ class Stepper:
                 tokens=block.tokens[begin:end].to(device),
                 targets=block.targets[begin:end].to(device),
                 memory=Memory(memory.z_hist[begin:end], memory.u_hist[begin:end]),
+                draws=draws.part(begin, end),
                 share=(end - begin) / streams,
             )
             for begin, end in pairwise(bounds)
@@ -169,7 +185,7 @@ class Stepper:
     def _backward(self, plan: Plan, part: Part) -> tuple[Figures, Memory]:
         loss: Tensor
         done: Pass
-        loss, done = self._objective(plan, part, self.generator)
+        loss, done = self._objective(plan, part)
         loss.backward()
         return done.after_backward(), done.memory
 
