@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -56,16 +57,22 @@ def _eval(run: EvalRun) -> int:
 
 
 def _train(options: TrainOptions) -> int:
+    # Where every parameter had its part in a step, torch would complain that it need not look.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
     import torch
 
+    from training.distributed import open_ranks
     from training.trainer import Trainer
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if options.run.threads:
         torch.set_num_threads(options.run.threads)
-    trainer = Trainer(options)
-    with _stopping(trainer.stop):
-        summary = trainer.run()
+    with open_ranks(options.run) as ranks:
+        level = logging.INFO if ranks.is_first else logging.ERROR
+        logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+        trainer = Trainer(options, ranks)
+        with _stopping(trainer.stop):
+            summary = trainer.run()
     log = logging.getLogger(__name__)
     log.info("%d steps in %.0f s", summary.step, summary.seconds)
     if summary.model is None:
@@ -106,5 +113,16 @@ def reported(prog: str, command: Callable[[], int]) -> int:
     try:
         return command()
     except (DeqModelError, TokenizerError, TrainingError) as error:
-        sys.stderr.write(f"{prog}: {error}\n")
+        _report(prog, error)
         return EXIT_FAILURE
+
+
+def _report(prog: str, error: Exception) -> None:
+    """One line; where there are many ranks it names this one, and what all say is said once."""
+    from training.errors import DivergedError
+
+    rank, message = int(os.environ.get("RANK", "0")), str(error)
+    if not message or (rank and isinstance(error, DivergedError)):
+        return
+    who = f"{prog}: rank {rank}" if rank else prog
+    sys.stderr.write(f"{who}: {message}\n")

@@ -79,12 +79,16 @@ class Ranks:
         dist.gather(rows, parts)
         return rows if parts is None else torch.cat(parts)
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """The module, its gradients averaged over the ranks by every backward pass."""
+    def wrap(self, module: nn.Module, *, unused: bool) -> nn.Module:
+        """The module, its gradients averaged over the ranks by every backward pass.
+
+        Args:
+            module: whose outputs have the loss in them.
+            unused: whether a pass may leave parameters out on one rank and not on another.
+        """
         if self.size == 1:
             return module
-        # A softmax tail that no target of this rank is in has no gradient here.
-        return DistributedDataParallel(module, find_unused_parameters=True, broadcast_buffers=False)
+        return DistributedDataParallel(module, find_unused_parameters=unused)
 
     def first_then_rest(self, work: Callable[[], Result]) -> Result:
         """Does the work on rank 0, and when it is done on the others, which find its files.

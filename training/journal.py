@@ -76,8 +76,6 @@ class Journal:
         self._write("valid", **values)
         if self._bar is not None:
             self._bar.validated(values)
-        if not self._silent:
-            _LOG.info("step %d: validation perplexity %.2f", values["step"], values["perplexity"])
 
     def bad_step(self, **values: Any) -> None:
         """A step that the guard does not call sound."""

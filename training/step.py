@@ -91,7 +91,9 @@ class Stepper:
         self.schedule = Schedule(options.optimiser)
         self.guard = Guard(options.guard)
         self._ranks = ranks
-        self._objective = ranks.wrap(Objective(model, options))
+        # A softmax tail has no gradient on a rank where no target is in it.
+        unused = bool(model.config.cutoffs)
+        self._objective = ranks.wrap(Objective(model, options), unused=unused)
 
     def step(self, step: int, block: Block, memory: Memory, *, stop: bool = False) -> Taken:
         """Trains on a block.

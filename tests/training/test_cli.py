@@ -180,7 +180,7 @@ def test_a_signal_ends_the_run_with_its_state_saved(
     seen = []
     for line in process.stderr:  # the first measurement says that steps are being made
         seen.append(line)
-        if line.startswith("step 10:"):
+        if line.startswith("step 10/"):
             process.send_signal(number)
             break
     _, rest = process.communicate(timeout=60)
