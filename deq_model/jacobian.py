@@ -55,7 +55,8 @@ def spectral_radius(
         generator: source of the first vector where it is drawn, on z's device.
 
     Returns:
-        ``(B,)``, detached. The graph of ``f_z`` stays as it was, and nothing is added to it.
+        ``(B,)``, detached. The graph of ``f_z`` stays as it was, and nothing is added to it: to be
+        called before a backward pass that frees it.
     """
     if steps < 2:
         raise ConfigError(f"steps must be at least 2, got {steps}")
