@@ -50,6 +50,10 @@ COMMANDS: dict[str, Command] = {
         target="training.cli:eval_main",
         summary="perplexity of a checkpoint on a text file",
     ),
+    "report": Command(
+        target="training.report.command:main",
+        summary="one HTML page with the curves of training runs",
+    ),
     "convert": Command(
         target="training.convert:main",
         summary="convert between the published .pth layout and the native folder",

@@ -184,7 +184,7 @@ def _label(axes: "Axes", panel: Panel) -> None:
         )
         axes.xaxis.set_major_formatter(plain)
     if panel.y_scale == "linear":
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_formatter(plain)
 
 

@@ -28,6 +28,11 @@ _NAME = re.compile(r'\bid="|url\(#|href="#')
 _FONT = re.compile(r"'DejaVu Sans', |'DejaVu Sans'")
 
 
+def css_colour(colour: str) -> str:
+    """A colour of the style as a page has it: a property where the style names one."""
+    return f"var({_PROPERTIES[colour]})" if colour in _PROPERTIES else colour
+
+
 def check_format(path: Path) -> None:
     """Raises PlotError unless the name ends in png, svg or pdf."""
     if path.suffix[1:].lower() not in FORMATS:
@@ -70,7 +75,7 @@ def inline_svg(figure: "Figure", *, name: str, label: str) -> str:
     text = re.sub(r'^<svg [^>]*?viewBox="([^"]*)"[^>]*>', _opening(label), text)
     text = _NAME.sub(lambda found: f"{found[0]}{name}-", text)
     text = _FONT.sub("", text)
-    return _COLOUR.sub(lambda found: f"var({_PROPERTIES[found[0]]})", text).strip()
+    return _COLOUR.sub(lambda found: css_colour(found[0]), text).strip()
 
 
 def _opening(label: str) -> str:

@@ -102,18 +102,25 @@ def tidy_log_axis(axes: "Axes", which: Literal["x", "y"]) -> None:
     scale("log")
     axis = axes.xaxis if which == "x" else axes.yaxis
     low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
-    span = high / low if low > 0 else 1.0
-    subs = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0) if span < 10 else (1.0, 2.0, 5.0)
-    axis.set_major_locator(LogLocator(subs=subs if span < 200 else (1.0,), numticks=8))
+    axis.set_major_locator(LogLocator(subs=_subs(high / low if low > 0 else 1.0), numticks=8))
     axis.set_major_formatter(FuncFormatter(lambda value, _: number_text(value)))
     axis.set_minor_formatter(NullFormatter())
 
 
+def _subs(span: float) -> tuple[float, ...]:
+    """Multiples of the powers of ten that have labels, for an axis over so many times its least."""
+    if span < 3:
+        return (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)
+    if span < 10:
+        return (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
+    return (1.0, 2.0, 5.0) if span < 200 else (1.0,)
+
+
 def number_text(value: float) -> str:
-    """A number of an axis: plain from 0.001 to 99,999, else as a power of ten."""
+    """A number of an axis: plain from 0.0001 to 99,999, else as a power of ten."""
     if value == 0:
         return "0"
-    if 1e-3 <= abs(value) < 1e5:
+    if 1e-4 <= abs(value) < 1e5:
         return f"{value:g}" if abs(value) < 1e4 else f"{value:,.0f}"
     mantissa, _, exponent = f"{value:.2e}".partition("e")
     return f"{float(mantissa):g}e{int(exponent)}"
