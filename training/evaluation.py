@@ -11,7 +11,13 @@ from torch import Tensor
 from deq_model.model import DEQLanguageModel
 from deq_model.solvers.options import SolverStatus
 from training.data import Streams
-from training.evaluating.solving import EvalOptions, SolvedBlock, block_radius, solve_eval_block
+from training.evaluating.solving import (
+    BlockView,
+    EvalOptions,
+    SolvedBlock,
+    block_radius,
+    solve_eval_block,
+)
 from training.evaluating.statistics import (
     MeanWithError,
     batch_means,
@@ -19,7 +25,7 @@ from training.evaluating.statistics import (
     exponential_error,
 )
 
-__all__ = ["EvalOptions", "Evaluation", "evaluate"]
+__all__ = ["BlockView", "EvalOptions", "Evaluation", "evaluate"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +120,7 @@ def evaluate(
     options: EvalOptions,
     *,
     progress: Callable[[int, int], None] | None = None,
+    inspect: Callable[[BlockView], None] | None = None,
 ) -> Evaluation:
     """Scores every token but the first of each stream.
 
@@ -122,6 +129,7 @@ def evaluate(
         ids: ``(n,)`` int64 tokens of the text.
         options: the protocol.
         progress: called with tokens done and tokens in all, per stream.
+        inspect: called at the blocks whose spectral radius is estimated.
 
     Raises:
         DataError: the text is too short for so many streams.
@@ -142,7 +150,10 @@ def evaluate(
         nll = _nll(model, solved.hidden, block.targets)
         found.add(solved, nll, seconds=time.perf_counter() - began)
         if index in looked_at:
-            found.radius += block_radius(model, tokens, memory, weights, solved.hidden).tolist()
+            view = BlockView(tokens=tokens, memory=memory, weights=weights, z_star=solved.hidden)
+            found.radius += block_radius(model, view).tolist()
+            if inspect is not None:
+                inspect(view)
         memory = solved.memory
         if progress is not None:
             progress(block.begin + tokens.shape[1], total)

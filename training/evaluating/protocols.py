@@ -11,7 +11,7 @@ from deq_model.config import ModelConfig
 from deq_model.errors import CheckpointError
 from deq_model.tokenizers.base import Encoding, Tokenizer
 from deq_model.tokenizers.errors import TokenizerError
-from training.data import read_text
+from training.data import is_prepared, read_text, read_tokens, token_sizes
 from training.errors import DataError, OptionsError
 from training.evaluating.solving import EvalOptions
 from training.options.evaluation import SERVED_WINDOW, EvalDtype, EvalRun
@@ -54,11 +54,16 @@ class EvalStreams:
 
 
 def read_eval_text(path: Path, tokenizer: Tokenizer) -> EvalText:
-    """A text file in tokens.
+    """A text file, or a split of a prepared folder, in tokens.
 
     Raises:
-        DataError: it cannot be read, or the tokenizer cannot encode it.
+        DataError: it cannot be read, or the tokenizer cannot encode it, or is another one than
+            the folder's.
     """
+    if is_prepared(path):
+        split = read_tokens(path, tokenizer)
+        ids = split.ids.long()
+        return EvalText(ids=ids, size=token_sizes(ids, tokenizer), unknown=split.unknown)
     text = read_text(path)
     try:
         encoding = tokenizer.encode(text)

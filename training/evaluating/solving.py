@@ -188,33 +188,49 @@ def _better(solved: SolvedBlock, again: SolvedBlock, rows: Tensor) -> SolvedBloc
     )
 
 
-def block_radius(
-    model: DEQLanguageModel,
-    tokens: Tensor,
-    memory: Memory,
-    weights: EquilibriumWeights,
-    z_star: Tensor,
-    *,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Spectral radius of the Jacobian of f at the fixed points of a block, one number a stream.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockView:
+    """A solved block, and all that its fixed point depends on.
 
-    Args:
-        model: whose injection it is.
+    Attributes:
         tokens: ``(B, L)`` int64.
         memory: of the blocks before.
         weights: folded and detached.
         z_star: ``(B, L, D)``.
-        generator: source of the power method's first vector.
+    """
+
+    tokens: Tensor
+    memory: Memory
+    weights: EquilibriumWeights
+    z_star: Tensor
+
+    def function(self, model: DEQLanguageModel, streams: slice = slice(None)) -> BlockFunction:
+        """f of the block, of some streams."""
+        with torch.no_grad():
+            injection = model.inject(self.tokens[streams])
+        memory = Memory(self.memory.z_hist[streams], self.memory.u_hist[streams])
+        return BlockFunction(self.weights, memory, injection)
+
+
+def block_radius(
+    model: DEQLanguageModel, view: BlockView, *, generator: torch.Generator | None = None
+) -> Tensor:
+    """Spectral radius of the Jacobian of f at the fixed points of a block, one number a stream.
+
+    Args:
+        model: whose block it is.
+        view: the block.
+        generator: source of the power method's first vector; by default one with a fixed seed, so
+            that an evaluation gives the same numbers again.
 
     Returns:
         ``(min(B, RADIUS_STREAMS),)`` float64 on the CPU.
     """
     some = slice(0, RADIUS_STREAMS)
-    with torch.no_grad():
-        injection = model.inject(tokens[some])
-    f = BlockFunction(weights, Memory(memory.z_hist[some], memory.u_hist[some]), injection)
+    f = view.function(model, some)
+    if generator is None:
+        generator = torch.Generator(view.z_star.device).manual_seed(0)
     with torch.enable_grad():
-        z = z_star[some].detach().clone().requires_grad_()
+        z = view.z_star[some].detach().clone().requires_grad_()
         radius = spectral_radius(f(z), z, steps=RADIUS_STEPS, generator=generator)
     return radius.detach().double().cpu()

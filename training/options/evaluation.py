@@ -28,7 +28,8 @@ class EvalRun:
 
     Attributes:
         model: checkpoint folder.
-        data: text to score, UTF-8, plain or .xz.
+        data: text to score, UTF-8, plain, .xz or .gz; or a folder that deqlm prepare made, of
+            which the test split is scored, or a split's file in it, such as valid.npy.
         protocol: published (streams side by side, whole blocks solved from zeros) or
             chunk-invariant (what the server answers: a session from <eos>, token by token).
         mem_len: tokens of memory before a block; unset for the checkpoint's.

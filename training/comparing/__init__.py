@@ -1,0 +1,1 @@
+"""Parts of ``deqlm compare``: traces of solves, figures, tables, the picture."""

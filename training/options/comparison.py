@@ -1,0 +1,73 @@
+"""What a comparison of models does."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.errors import OptionsError
+from training.options.checks import at_least, positive
+from training.options.evaluation import PUBLISHED_STREAMS, check_curve
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareRun:
+    """What ``deqlm compare`` does.
+
+    Attributes:
+        model: checkpoint folders, repeatable.
+        data: text to compare them on, UTF-8, plain or .xz.
+        out: folder to write comparison.md, comparison.json, comparison.svg and comparison.png to.
+        name: what to call the models, in their order; unset for the folders' names.
+        tokens: how many of the text's first tokens to use, 0 for all.
+        batch_size: streams that they are cut into, side by side.
+        tol: tolerance of the exact solution that the perplexity is told at.
+        max_nfe: most calls of f on a block on the way to it; as many again, twice, for those that
+            need more.
+        budgets: numbers of calls of f to measure the perplexity after.
+        budget_tol: tolerance above which a token counts as unconverged there.
+        trace_blocks: blocks, spread over the text, whose residuals are followed call by call and
+            whose spectral radius is estimated.
+        device: cpu, cuda, or cuda:N.
+        threads: CPU threads of one tensor operation, 0 for as many as there are cores.
+    """
+
+    model: tuple[Path, ...]
+    data: Path
+    out: Path
+    name: tuple[str, ...] = ()
+    tokens: int = 20_000
+    batch_size: int = PUBLISHED_STREAMS
+    tol: float = 1e-5
+    max_nfe: int = 100
+    budgets: tuple[int, ...] = (2, 3, 4, 6, 8, 12, 16, 24, 32)
+    budget_tol: float = 1e-3
+    trace_blocks: int = 8
+    device: str = "cpu"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise OptionsError("model must name at least one checkpoint folder, got none")
+        if self.name and len(self.name) != len(self.model):
+            raise OptionsError(
+                f"name must be given once for each of the {len(self.model)} models, "
+                f"got {len(self.name)}"
+            )
+        at_least(self, 0, "tokens", "threads")
+        at_least(self, 1, "batch_size", "max_nfe", "trace_blocks")
+        positive(self, "tol", "budget_tol")
+        if not self.budgets:
+            raise OptionsError("budgets must be at least one number of calls, got none")
+        check_curve("budgets", self.budgets, bound=1)
+        twice = [name for name in self.names if self.names.count(name) > 1]
+        if twice:
+            raise OptionsError(f"name must tell the models apart, got {twice[0]!r} twice")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the models are called: their folders' last names that differ."""
+        if self.name:
+            return self.name
+        parts = [path.resolve().parts for path in self.model]
+        while len(parts) > 1 and len({part[-1] for part in parts}) == 1 < min(map(len, parts)):
+            parts = [part[:-1] for part in parts]
+        return tuple([part[-1] for part in parts])
