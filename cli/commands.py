@@ -50,6 +50,10 @@ COMMANDS: dict[str, Command] = {
         target="training.cli:eval_main",
         summary="perplexity of a checkpoint on a text file",
     ),
+    "compare": Command(
+        target="training.compare:main",
+        summary="models side by side: perplexity, calls to each tolerance, stiffness",
+    ),
     "report": Command(
         target="training.report.command:main",
         summary="one HTML page with the curves of training runs",
