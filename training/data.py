@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from deq_model.tokenizers.base import Tokenizer
+from deq_model.tokenizers.word import WordTokenizer
 from training.errors import DataError, OptionsError
 from training.options.data import DataOptions
 from training.prepare.encode import Ids, encode
@@ -83,7 +84,8 @@ class Streams:
     @property
     def batch_size(self) -> int:
         """Streams of a block: those of the share."""
-        return self._columns.shape[0]
+        streams: int = self._columns.shape[0]
+        return streams
 
     @property
     def length(self) -> int:
@@ -199,6 +201,23 @@ def read_text(path: Path) -> str:
     return "".join(pieces(Text(path=path)))
 
 
+def is_prepared(path: Path) -> bool:
+    """Whether a path names a prepared folder, or a split's file in one, rather than a text."""
+    return path.is_dir() or path.suffix == ".npy"
+
+
+def token_sizes(ids: Tensor, tokenizer: Tokenizer) -> Tensor:
+    """``(n,)`` int64, bytes that each token adds to the text that the tokenizer makes of them.
+
+    Words have one space between them there, and an unknown word the length of ``<unk>``.
+    """
+    sizes = torch.tensor([len(tokenizer.token_bytes(i)) for i in range(tokenizer.n_token)])[ids]
+    if isinstance(tokenizer, WordTokenizer):
+        is_word = ids != tokenizer.eos_id
+        sizes[1:] += is_word[1:] & is_word[:-1]
+    return sizes
+
+
 def read_tokens(path: Path, tokenizer: Tokenizer, *, split: Split = "test") -> TokenFile:
     """Tokens of a text file, or of a split of a prepared folder.
 
@@ -214,7 +233,7 @@ def read_tokens(path: Path, tokenizer: Tokenizer, *, split: Split = "test") -> T
     """
     if path.is_dir():
         return _read_split(path, split, tokenizer)
-    if path.suffix == ".npy":
+    if is_prepared(path):
         named = next((name for name in SPLITS if name == path.stem), None)
         if named is None:
             raise DataError(f"{path} must be train.npy, valid.npy or test.npy of a prepared folder")

@@ -18,11 +18,13 @@ from training.data import (
     open_prepared,
     read_text,
     read_tokens,
+    token_sizes,
 )
 from training.errors import DataError, OptionsError
 from training.options.data import DataOptions
 from training.prepare.folder import prepare_texts
-from training.vocabulary import TokenizerPlan
+from training.prepare.text import Text
+from training.vocabulary import TokenizerPlan, build_tokenizer
 
 WORDS = WordTokenizer(["<eos>", "a", "b", "<unk>"])
 
@@ -178,6 +180,16 @@ def test_a_split_of_a_prepared_folder_reads_as_its_text(texts: DataOptions, tmp_
         read_tokens(folder / "other.npy", tokenizer)
     with pytest.raises(DataError, match="was prepared with the tokenizer"):
         read_tokens(folder / "valid.npy", WordTokenizer(["<eos>", "b", "a", "<unk>"]))
+
+
+@pytest.mark.parametrize("plan", [TokenizerPlan(kind="word"), TokenizerPlan(vocab_size=264)])
+def test_sizes_of_tokens_add_up_to_the_text(tmp_path: Path, plan: TokenizerPlan) -> None:
+    path, text = tmp_path / "train.txt", "a bä a\n\nbä a\n" * 9
+    path.write_text(text, encoding="utf-8")
+    tokenizer = build_tokenizer(plan, Text(path=path))
+    encoding = tokenizer.encode(text)
+    ends = token_sizes(torch.tensor(encoding.ids), tokenizer).cumsum(0)
+    assert ends.tolist() == list(encoding.end)
 
 
 def test_constant_block_lengths() -> None:
