@@ -1,170 +1,125 @@
 """``python -m training.bundle RUN OUT``: a run's best model as a small folder with a full card.
 
-Parameters are stored in float16, and everything the card says is measured on what was stored.
+Parameters are stored in float16, and what the card says is measured on what was stored. One pass
+over the whole text by the published protocol; what costs more, the exact solution and the solver
+that serves, on the first blocks of every stream, and the card says on how many tokens.
 """
 
 import argparse
-import json
-import math
-import platform
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from deq_model.checkpoint import (
-    CARD_FILE,
-    WEIGHTS_FILE,
-    load_checkpoint,
-    save_checkpoint,
-    write_whole,
-)
-from deq_model.errors import CheckpointError
-from training.data import read_text
+from deq_model.checkpoint import CARD_FILE, WEIGHTS_FILE, load_checkpoint, save_checkpoint
+from deq_model.files import write_whole
+from training.bundle_card import Measured, card_text, history
+from training.cli import EXIT_OK, reported
 from training.options.evaluation import EvalRun
-from training.scoring import score_file
+from training.scoring import measure
 from training.trainer import MODEL_FOLDER
+
+PART_BLOCKS = 16
+"""Blocks of every stream that the costlier settings are measured on."""
+_RADIUS_BLOCKS = 8
+_EXACT_TOL = 1e-6
+_EXACT_MAX_NFE = 150
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """A way of measuring that the card has a row for."""
+class BundleRun:
+    """What a bundle is made of.
 
-    name: str
-    tol: float
-    max_nfe: int
-    whole_block: bool
-
-
-SETTINGS = (
-    Setting(name="published solver", tol=1e-3, max_nfe=35, whole_block=True),
-    Setting(name="published solver, exact", tol=1e-6, max_nfe=150, whole_block=True),
-    Setting(name="token by token, as served", tol=1e-3, max_nfe=100, whole_block=False),
-)
-
-
-def bundle(run: Path, out: Path, *, text: Path, command: str, note: str, threads: int) -> None:
-    """Writes ``out``: the best model of ``run`` in float16, its tokenizer, its card.
-
-    Args:
+    Attributes:
         run: folder that ``deqlm train`` wrote.
         out: checkpoint folder to write.
         text: held-out text to measure on.
         command: how the run was started, for the card.
         note: more about it, for the card; empty for nothing.
+        hardware: what it ran on, for the card; empty for nothing.
+        part_blocks: blocks of every stream for the costlier settings.
         threads: CPU threads of one tensor operation, 0 for as many as there are cores.
+    """
+
+    run: Path
+    out: Path
+    text: Path
+    command: str
+    note: str = ""
+    hardware: str = ""
+    part_blocks: int = PART_BLOCKS
+    threads: int = 0
+
+
+def bundle(options: BundleRun) -> None:
+    """Writes ``out``: the best model of ``run`` in float16, its tokenizer, its card.
 
     Raises:
         CheckpointError: the run has no usable model or log.
+        DataError: the text is unusable.
     """
-    loaded = load_checkpoint(run / MODEL_FOLDER, device="cpu")
-    save_checkpoint(out, loaded.model, loaded.tokenizer, dtype=torch.float16)
-    full = _score(run / MODEL_FOLDER, text, SETTINGS[0], threads)
-    measured = {s.name: _score(out, text, s, threads) for s in SETTINGS}
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    source = options.run / MODEL_FOLDER
+    loaded = load_checkpoint(source, device="cpu")
+    past = history(options.run / "log.jsonl", hardware=options.hardware)
+    save_checkpoint(options.out, loaded.model, loaded.tokenizer, dtype=torch.float16)
+    config, measured = loaded.config, _measure(options, source)
+    size = (options.out / WEIGHTS_FILE).stat().st_size / 1e6
     facts = {
-        "Parameters": f"{loaded.model.n_parameters():,}",
-        "Vocabulary": f"{loaded.config.n_token:,} sentencepiece tokens",
-        "Shape": f"d_model {loaded.config.d_model}, d_inner {loaded.config.d_inner}, "
-        f"{loaded.config.n_head} heads, tgt_len {loaded.config.tgt_len}, "
-        f"mem_len {loaded.config.mem_len}",
-        "Weights": f"float16, {(out / WEIGHTS_FILE).stat().st_size / 1e6:.1f} MB; float32 gives "
-        f"perplexity {full['perplexity']:.3f} where these give "
-        f"{measured[SETTINGS[0].name]['perplexity']:.3f}",
-        **_history(run),
+        "Parameters": f"{loaded.model.n_parameters():,}, stored in float16, {size:.1f} MB",
+        "Vocabulary": f"{config.n_token:,} tokens",
+        "Shape": f"d_model {config.d_model}, d_inner {config.d_inner}, {config.n_head} heads, "
+        f"tgt_len {config.tgt_len}, mem_len {config.mem_len}",
+        **past.facts,
     }
-    size = len(read_text(text).encode("utf-8"))
-    card = _card(out.name, command, note, facts, measured, text=text.name, size=size)
-    write_whole(out / CARD_FILE, lambda path: path.write_text(card, encoding="utf-8"))
+    card = card_text(
+        name=options.out.name,
+        regularised=past.regularised,
+        command=options.command,
+        note=options.note,
+        facts=facts,
+        measured=measured,
+        text=options.text.name,
+    )
+    write_whole(options.out / CARD_FILE, lambda path: path.write_text(card, encoding="utf-8"))
 
 
-def _score(model: Path, text: Path, setting: Setting, threads: int) -> Mapping[str, Any]:
-    return score_file(
-        EvalRun(
+def _measure(options: BundleRun, source: Path) -> Mapping[str, Measured]:
+    """The rows of the card's table, by their names."""
+    part = options.part_blocks
+
+    def run(
+        model: Path, *, blocks: int, radius: int = 0, tol: float = 1e-3, max_nfe: int = 35
+    ) -> Measured:
+        asked = EvalRun(
             model=model,
-            data=text,
-            tol=setting.tol,
-            max_nfe=setting.max_nfe,
-            whole_block=setting.whole_block,
-            threads=threads,
+            data=options.text,
+            tol=tol,
+            max_nfe=max_nfe,
+            max_blocks=blocks,
+            radius_blocks=radius,
         )
+        return Measured.of(measure(asked))
+
+    served = EvalRun(
+        model=options.out,
+        data=options.text,
+        protocol="chunk-invariant",
+        batch_size=16,
+        max_blocks=part,
+        radius_blocks=0,
     )
-
-
-def _history(run: Path) -> dict[str, str]:
-    """What the run's log says about its length."""
-    path = run / "log.jsonl"
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read the log {path}: {error}") from None
-    steps = [line for line in lines if line["event"] == "step"]
-    valid = [line for line in lines if line["event"] == "valid"]
-    if not steps or not valid:
-        raise CheckpointError(f"the log {path} has no finished measurement")
-    best = min(valid, key=lambda line: float(line["mean_nll"]))
+    whole = run(options.out, blocks=0, radius=_RADIUS_BLOCKS)
     return {
-        "Training": f"{steps[-1]['step']:,} steps, {steps[-1]['seconds'] / 60:.0f} minutes on one "
-        f"core ({platform.machine()}, shared with other work)",
-        "Validation": f"best at step {best['step']:,}, perplexity {best['perplexity']:.2f} on the "
-        f"first {best['scored_tokens']:,} tokens of `valid.txt`",
+        "published": whole,
+        "published, first blocks": whole.first(part),
+        "the same from float32 weights": run(source, blocks=part),
+        "the same, exact": run(options.out, blocks=part, tol=_EXACT_TOL, max_nfe=_EXACT_MAX_NFE),
+        "chunk-invariant, as served": Measured.of(measure(served)),
     }
-
-
-def _card(
-    name: str,
-    command: str,
-    note: str,
-    facts: Mapping[str, str],
-    measured: Mapping[str, Mapping[str, Any]],
-    *,
-    text: str,
-    size: int,
-) -> str:
-    some = next(iter(measured.values()))
-    return "\n".join(
-        [
-            f"# {name}",
-            "",
-            "A small deep-equilibrium language model of sixteenth- and seventeenth-century "
-            "English (Shakespeare, Milton, the King James Bible), trained with implicit "
-            "differentiation and Jacobian regularisation.",
-            "",
-            "```",
-            command,
-            "```",
-            "",
-            *([note, ""] if note else []),
-            "| | |",
-            "|---|---|",
-            *(f"| {key} | {value} |" for key, value in facts.items()),
-            "",
-            f"## On held-out text (`{text}`, {some['scored_tokens']:,} scored tokens)",
-            "",
-            "| solver | dtype | tol | perplexity per token | bits per byte "
-            "| calls of f per block | tokens not converged |",
-            "|---|---|---|---|---|---|---|",
-            *(_row(key, report, size) for key, report in measured.items()),
-            "",
-            f"By `deqlm eval` in {some['batch_size']} streams, blocks of {some['tgt_len']}, "
-            f"memory {some['mem_len']}.",
-            "",
-            "## Licence",
-            "",
-            "The texts are in the public domain; `data/README.md` lists them.",
-            "",
-        ]
-    )
-
-
-def _row(name: str, report: Mapping[str, Any], size: int) -> str:
-    bits = report["mean_nll"] / math.log(2) * report["scored_tokens"] / size
-    return (
-        f"| {name} | {report['dtype']} | {report['tol']:g} | {report['perplexity']:.3f} "
-        f"| {bits:.3f} | {report['nfe']:.1f} | {report['unconverged']} |"
-    )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -175,17 +130,21 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--text", type=Path, required=True, help="held-out text to measure on")
     parser.add_argument("--command", required=True, help="how the run was started, for the card")
     parser.add_argument("--note", default="", help="more about the run, for the card")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all")
-    given = parser.parse_args(argv)
-    bundle(
-        given.run,
-        given.out,
-        text=given.text,
-        command=given.command,
-        note=given.note,
-        threads=given.threads,
+    parser.add_argument("--hardware", default="", help="what the run ran on, for the card")
+    parser.add_argument(
+        "--part-blocks",
+        type=int,
+        default=PART_BLOCKS,
+        help="blocks of every stream to measure the costlier settings on, 0 for all",
     )
-    return 0
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all")
+    options = BundleRun(**vars(parser.parse_args(argv)))
+
+    def make() -> int:
+        bundle(options)
+        return EXIT_OK
+
+    return reported("training.bundle", make)
 
 
 if __name__ == "__main__":
