@@ -62,8 +62,8 @@ def write_text(
             left -= n
 
 
-def prepare(arguments: list[str]) -> tuple[float, float]:
-    """Seconds and most resident memory, in GB, of a ``deqlm prepare`` of its own."""
+def prepare(arguments: list[str]) -> str:
+    """Time and most resident memory of a ``deqlm prepare`` in a process of its own."""
     began = time.monotonic()
     pid = os.spawnv(
         os.P_NOWAIT, sys.executable, [sys.executable, "-m", "cli", "prepare", *arguments]
@@ -71,7 +71,9 @@ def prepare(arguments: list[str]) -> tuple[float, float]:
     _, status, usage = os.wait4(pid, 0)
     if status:
         raise SystemExit(f"deqlm prepare ended with status {os.waitstatus_to_exitcode(status)}")
-    return time.monotonic() - began, usage.ru_maxrss * 1024 / 1e9
+    seconds = time.monotonic() - began
+    cpu = usage.ru_utime + usage.ru_stime
+    return f"{seconds:.1f} s, {cpu:.1f} s of it computing, at most {usage.ru_maxrss >> 10} MB"
 
 
 def main() -> None:
@@ -98,8 +100,8 @@ def main() -> None:
         print(f"text: {size / 1e6:.0f} MB, {round(TOKENS * options.scale):,} tokens", flush=True)
         out = folder / "out"
         for which in ("first", "second"):
-            seconds, memory = prepare(["wikitext-103", str(folder), "--out", str(out)])
-            print(f"{which} time: {seconds:.1f} s, at most {memory:.2f} GB", flush=True)
+            figures = prepare(["wikitext-103", str(folder), "--out", str(out)])
+            print(f"{which} time: {figures}", flush=True)
         types = sum(1 for _ in (out / "vocab.txt").open("rb"))
         tokens = np.load(out / "train.npy", mmap_mode="r").shape[0]
         print(f"prepared: {tokens:,} tokens, {types:,} types", flush=True)
