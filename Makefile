@@ -8,10 +8,10 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo lint format proto slow accuracy lock clean
+.PHONY: help setup test demo lint format proto slow accuracy bench-training lock clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) proto ## virtual environment with everything pinned, stubs, editable install
 
@@ -38,6 +38,9 @@ slow: setup ## the tests that take longer
 
 accuracy: setup ## what tolerance, number format and cutting cost the bundled model
 	$(BIN)/python benchmarks/accuracy.py models/shakespeare-ift-jr data/corpus/test.txt.xz
+
+bench-training: setup ## training against a plain baseline: speed, loss curves, memory
+	$(BIN)/python -m benchmarks.training
 
 lock: $(INSTALLED) ## move requirements/lock.txt to the newest versions that pyproject.toml allows
 	$(PIP) uv
