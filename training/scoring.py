@@ -37,7 +37,8 @@ def score_file(run: EvalRun) -> dict[str, Any]:
     Raises:
         CheckpointError: the checkpoint is unusable, or has no tokenizer.
         DataError: the text cannot be read or encoded, or is too short.
-        OptionsError: the device is not there, or a folder cannot be written to.
+        ConfigError: the device is not there.
+        OptionsError: a folder cannot be written to.
         PlotError: figures are wanted and cannot be drawn.
     """
     _check_outputs(run)

@@ -3,14 +3,15 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from training.cli import eval_main, parse_eval, parse_train, train_main
@@ -45,19 +46,14 @@ def test_flags_go_before_yaml_in_either_spelling(config: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--optimiser.lr", "0"], "lr must be a finite number above 0, got 0"),
-        (["--optimiser.min-lr", "1"], "min_lr must be in [0, lr = 0.01], got 1"),
-        (["--optimiser.beta2", "1"], "beta2 must be in [0, 1), got 1"),
-        (["--optimiser.max-steps", "0"], "max_steps must be at least 1, got 0"),
-        (["--optimiser.max-steps", "many"], "max_steps"),
-        (["--equilibrium.jac-loss-freq", "1.5"], "jac_loss_freq must be in [0, 1], got 1.5"),
-        (["--equilibrium.jac-loss-weight", "-1"], "jac_loss_weight must be a finite number from 0"),
-        (["--equilibrium.matmul-dtype", "float8"], "float8"),
-        (["--model.n-head", "3"], "n_head must divide d_model = 16, got n_head = 3"),
-        (["--forward.tol", "0"], "tol must be a finite number above 0, got 0"),
-        (["--data.batch-size", "0"], "batch_size must be at least 1, got 0"),
-        (["--run.keep", "0"], "keep must be at least 1, got 0"),
-        (["--model.d-modle", "3"], "d_modle"),
+        (["--optimiser.lr", "0"], "optimiser.lr must be a finite number above 0, got 0"),
+        (["--optimiser.beta2", "1"], "optimiser.beta2 must be in [0, 1), got 1"),
+        (["--optimiser.max-steps", "0"], "optimiser.max_steps must be at least 1, got 0"),
+        (["--optimiser.max-steps", "many"], "--optimiser.max-steps must be a whole number, got"),
+        (["--equilibrium.jac-loss-weight", "-1"], "equilibrium.jac_loss_weight must be a finite"),
+        (["--model.n-head", "3"], "model.n_head must divide d_model = 16, got n_head = 3"),
+        (["--data.batch-size", "0"], "data.batch_size must be at least 1, got 0"),
+        (["--run.keep", "0"], "run.keep must be at least 1, got 0"),
     ],
 )
 def test_impossible_options(
@@ -66,39 +62,41 @@ def test_impossible_options(
     with pytest.raises(SystemExit) as stopped:
         parse_train(["--config", str(config), *flags], "deqlm train")
     assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith(f"deqlm train: error: {message}")
 
 
-def test_an_unknown_key_in_yaml(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config.write_text(config.read_text() + "extra: 3\n")
-    with pytest.raises(SystemExit):
-        parse_train(["--config", str(config)], "deqlm train")
-    assert "extra" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("command", [train_main, eval_main])
-def test_help_shows_meaning_default_and_dashes(
-    command: Any, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--model.cutoffs", "5,100"],
+            r"cutoffs must ascend within \[1, n_token - 1 = \d+\], got \[5, 100\]",
+        ),
+        (["--data.batch-size", "400"], r"text must have at least 800 tokens for batch_size 400"),
+        (
+            ["--model.tgt-len", "5000"],
+            r"model.tgt_len must be at most \d+ for a text of \d+ tokens .* got 5000",
+        ),
+        (["--data.train", "missing.txt"], r"cannot read train text missing.txt: no such file"),
+        (["--data.tokenizer", "missing"], r"missing"),
+    ],
+)
+def test_data_that_do_not_suit(
+    config: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        command(["--help"], "deqlm x")
-    assert stopped.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
-    assert "-nfe" in text
-    assert "max_nfe" not in text.split("options:")[0]
-    assert "default: 35" in text
+    assert train_main(["--config", str(config), *flags], "deqlm train") == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(f"deqlm train: .*{message}", last), last
 
 
-def test_help_does_not_load_torch() -> None:
-    code = (
-        "import sys\nfrom training.cli import train_main\n"
-        "try:\n    train_main(['--help'], 'x')\nexcept SystemExit:\n    pass\n"
-        "print('torch' in sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.splitlines()[-1] == "False"
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = "device must be cpu here: torch finds no CUDA device, got cuda"
+    assert train_main(["--config", str(config), "--run.device", "cuda"], "deqlm train") == 1
+    assert told in capsys.readouterr().err
+    flags = ["--model", "m", "--data", "d", "--device", "cuda"]
+    assert eval_main(flags, "deqlm eval") == 1
+    assert told in capsys.readouterr().err
 
 
 def test_train_then_eval(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,9 +114,7 @@ def test_train_then_eval(tmp_path: Path, config: Path, capsys: pytest.CaptureFix
         assert file["nll"].size == report["scored_tokens"]
         assert file["nll"].mean() == pytest.approx(report["mean_nll"])
     assert eval_main([*flags, "--mem-len", "0", "--whole-block=false"], "deqlm eval") == 0
-    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert lines["mem_len"] == "0"
-    assert float(lines["perplexity"]) != report["perplexity"]
+    assert "mem_len 0" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_published_solver_is_the_default() -> None:
@@ -153,12 +149,6 @@ def test_eval_that_cannot_be(
         got = stopped.code  # type: ignore[assignment]
     assert got == code
     assert message in capsys.readouterr().err
-
-
-def test_train_on_a_missing_text(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--config", str(config), "--data.train", "missing.txt"]
-    assert train_main(flags, "deqlm train") == 1
-    assert "deqlm train: cannot read text missing.txt" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

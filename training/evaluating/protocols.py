@@ -8,11 +8,12 @@ from torch import Tensor
 
 from deq_model.checkpoint import LoadedCheckpoint, load_checkpoint
 from deq_model.config import ModelConfig
+from deq_model.devices import find_device
 from deq_model.errors import CheckpointError
 from deq_model.tokenizers.base import Encoding, Tokenizer
 from deq_model.tokenizers.errors import TokenizerError
 from training.data import is_prepared, read_text, read_tokens, token_sizes
-from training.errors import DataError, OptionsError
+from training.errors import DataError
 from training.evaluating.solving import EvalOptions
 from training.options.evaluation import SERVED_WINDOW, EvalDtype, EvalRun
 
@@ -91,29 +92,15 @@ def open_checkpoint(
 
     Raises:
         CheckpointError: it is unusable, or has no tokenizer.
-        OptionsError: there is no such device.
+        ConfigError: there is no such device.
     """
-    check_device(device)
-    loaded = load_checkpoint(folder, device=device, dtype=dtype)
+    loaded = load_checkpoint(folder, device=find_device(device), dtype=dtype)
     if loaded.tokenizer is None:
         raise CheckpointError(
             f"checkpoint {folder} has no tokenizer: it needs tokenizer.model or vocab.txt "
             "(deqlm convert puts it there)"
         )
     return loaded, loaded.tokenizer
-
-
-def check_device(name: str) -> None:
-    """Raises OptionsError unless this machine has the device."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise OptionsError(f"device must be cpu, cuda, or cuda:N, got {name!r}") from None
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise OptionsError(
-            f"device must be one of this machine's, which has {count} CUDA devices, got {name!r}"
-        )
 
 
 def number_format(choice: EvalDtype, tol: float) -> torch.dtype:
