@@ -145,14 +145,19 @@ def _sentencepiece(
     train: Text, plan: TokenizerPlan, advance: Advance | None
 ) -> SentencePieceTokenizer:
     with tempfile.TemporaryDirectory() as name:
-        copy, model = Path(name) / "text", Path(name) / MODEL_FILE
-        with copy.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(pieces(train, advance))
+        model = Path(name) / MODEL_FILE
+        text = train.path if train.plain else _copy(train, Path(name) / "text", advance)
         try:
-            train_sentencepiece(copy, model, vocab_size=plan.vocab_size, seed=plan.seed)
+            train_sentencepiece(text, model, vocab_size=plan.vocab_size, seed=plan.seed)
         except TokenizerTrainingError as error:
             raise _explained(error, train, plan) from None
         return SentencePieceTokenizer.from_file(model)
+
+
+def _copy(text: Text, path: Path, advance: Advance | None) -> Path:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(pieces(text, advance))
+    return path
 
 
 def _explained(error: TokenizerTrainingError, train: Text, plan: TokenizerPlan) -> ValueError:

@@ -224,8 +224,8 @@ class _Job:
         return {split: texts[split] for split in SPLITS if split in texts}
 
     def _begin(self, what: str, path: Path) -> Advance:
-        packed = path.suffix in (".xz", ".gz")
-        return self._progress(f"{what} {path.name}", 0 if packed else path.stat().st_size)
+        size = path.stat().st_size if Text(path=path).plain else 0  # unpacked, nobody knows
+        return self._progress(f"{what} {path.name}", size)
 
     def _clear(self) -> None:
         names = [MANIFEST_FILE, *TOKENIZER_FILES, *(ids_path(self._out, s).name for s in SPLITS)]

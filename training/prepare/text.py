@@ -16,6 +16,9 @@ from training.errors import DataError
 PIECE = 1 << 22
 """Bytes of a piece."""
 
+PACKED = (".xz", ".gz")
+"""Endings of the names of packed files."""
+
 Advance = Callable[[int], None]
 """Told how many more bytes of the unpacked text have been read."""
 
@@ -33,6 +36,11 @@ class Text:
     path: Path
     begin: int = 0
     end: int | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is the whole of a file that is not packed."""
+        return self.begin == 0 and self.end is None and self.path.suffix not in PACKED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

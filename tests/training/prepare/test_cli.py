@@ -1,5 +1,6 @@
 """``deqlm prepare`` as a user calls it."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from training.data import open_prepared
+from training.options.prepare import PrepareOptions
 from training.prepare.cli import main
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -97,6 +99,12 @@ def test_what_goes_wrong_is_one_line(
     paths = [texts / f"ptb.{split}.txt" for split in ("train", "valid")]
     assert prepare("text", *paths, "--out", texts / "out", *flags) == 1
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(PrepareOptions), ids=lambda field: field.name)
+def test_the_page_names_every_flag(field: dataclasses.Field[object]) -> None:
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    assert f"\n| `--{field.name.replace('_', '-')}` |" in page
 
 
 def test_help_and_a_second_time_import_no_torch(texts: Path) -> None:

@@ -1,8 +1,11 @@
 """Prepared folders: made, found again, refused, opened."""
 
+import fcntl
 import json
+import logging
 import lzma
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +77,7 @@ def test_large_vocabularies_take_wider_ids(tmp_path: Path) -> None:
     prepare_texts(paths, tmp_path / "out", WORDS)
     data = open_prepared(tmp_path / "out")
     assert data.train.dtype == np.int32
-    assert data.train.tolist() == [*range(1, LIMIT_PASSED + 1), 0]
+    assert np.array_equal(data.train, [*range(1, LIMIT_PASSED + 1), 0])
 
 
 def test_a_second_time_reads_no_text(
@@ -236,6 +239,30 @@ def test_a_text_that_changes_meanwhile(
         again(texts, tmp_path / "out")
     with pytest.raises(DataError, match="is not a prepared folder"):
         open_prepared(tmp_path / "out")
+
+
+def test_a_folder_is_written_by_one_at_a_time(texts: dict[Split, Path], tmp_path: Path) -> None:
+    out, waiting, outcomes = tmp_path / "out", threading.Event(), []
+    out.mkdir()
+    handler = logging.Handler()
+    handler.emit = lambda record: waiting.set()  # type: ignore[method-assign]
+    logger = logging.getLogger(preparing.__name__)
+    logger.addHandler(handler)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    held = os.open(out, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    thread = threading.Thread(target=lambda: outcomes.append(again(texts, out)))
+    try:
+        thread.start()
+        assert waiting.wait(30)
+        assert list(out.iterdir()) == []
+    finally:
+        os.close(held)
+        thread.join(30)
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+    assert outcomes[0].made
 
 
 def test_what_a_killed_process_left_is_no_prepared_folder_and_goes(
