@@ -115,7 +115,6 @@ def panels_figure(
         figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
         for place, panel in enumerate(panels, start=1):
             _draw(figure.add_subplot(rows, columns, place), panel)
-        figure.draw_without_rendering()  # places labels while our settings hold
     return figure
 
 

@@ -83,7 +83,10 @@ def _data(run: RunLog) -> str | None:
 
 def _tokens(run: RunLog) -> str | None:
     streams, length = run.number("data.batch_size"), run.number("model.tgt_len")
-    return f"{run.last_step * streams * length:,.0f}" if streams and length else None
+    if not (streams and length):
+        return None
+    about = "about " if run.number("data.tgt_len_std") else ""
+    return f"{about}{run.last_step * streams * length:,.0f}"
 
 
 def _bad(run: RunLog) -> str:

@@ -54,6 +54,7 @@ h3 { font-size: 1rem; margin: 0 0 0.35rem; }
 p { margin: 0 0 0.75rem; }
 .lead, .note, footer { color: var(--muted); }
 .note { font-size: 0.84rem; line-height: 1.4; margin: 0.5rem 0 0; }
+.missing { margin-top: 1rem; }
 .charts { display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 23rem), 1fr)); }
 figure, .table { margin: 0; padding: 0.9rem 1rem; background: var(--surface);
@@ -61,34 +62,18 @@ figure, .table { margin: 0; padding: 0.9rem 1rem; background: var(--surface);
 figure { display: flex; flex-direction: column; }
 figure > svg { display: block; width: 100%; height: auto; }
 figure > svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-figcaption { margin-top: auto; }
 .legend { display: flex; flex-wrap: wrap; gap: 0.1rem 1rem; margin: 0 0 0.35rem; padding: 0;
   list-style: none; font-size: 0.84rem; }
 .legend li { display: flex; align-items: center; gap: 0.4rem; min-width: 0;
   overflow-wrap: anywhere; }
 .legend svg { flex: none; width: 26px; height: 10px; }
-.missing { margin-top: 1rem; }
-.table { margin: 0; padding: 0.9rem 1rem; background: var(--surface);
-  border: 1px solid var(--border); border-radius: 0.5rem; }
-figure { display: flex; flex-direction: column; }
-figure > svg { display: block; width: 100%; height: auto; }
-figure > svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-figcaption { margin-top: auto; }
-.legend { display: flex; flex-wrap: wrap; gap: 0.1rem 1rem; margin: 0 0 0.35rem; padding: 0;
-  list-style: none; font-size: 0.84rem; }
-.legend li { display: flex; align-items: center; gap: 0.4rem; min-width: 0;
-  overflow-wrap: anywhere; }
-.legend svg { flex: none; width: 26px; height: 10px; }
-.missing { flex: 1; display: grid; place-content: center; min-height: 6rem; margin: 0;
-  padding: 1rem; text-align: center; color: var(--muted); border: 1px dashed var(--border);
-  border-radius: 0.4rem; }
 .table { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.3rem 1.5rem 0.3rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--grid); }
 tr:last-child > * { border-bottom: 0; }
 thead th { color: var(--muted); font-weight: 600; }
-tbody th { font-weight: 500; }
+tbody th { font-weight: 500; min-width: 8.5rem; }
 .pairs thead { display: none; }
 .pairs, .pairs tbody { display: block; }
 .pairs tbody { columns: 3 20rem; column-gap: 2.5rem; }
