@@ -12,8 +12,11 @@ from deq_model.checkpoint import load_checkpoint, save_checkpoint
 from deq_model.solvers.options import SolverOptions
 from tests.server.tiny import WORDS, save_words
 from training.compare import main
+from training.comparing.measure import measure_model
+from training.comparing.report import comparison_table
 from training.comparing.traces import band, calls_to, reaches, trace
 from training.errors import OptionsError
+from training.evaluating.progress import EvalProgress
 from training.evaluation import BlockView, EvalOptions, evaluate
 from training.options.comparison import CompareRun
 
@@ -109,15 +112,23 @@ def test_two_models(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert difference["error"] > 0
 
 
-def test_one_model_on_a_part_of_the_text(
-    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = [*flags(models, tmp_path, "soft"), "--tokens", "100", "--name", "mine"]
-    assert main(arguments, "deqlm compare") == 0
-    table = capsys.readouterr().out
+def test_one_model_on_a_part_of_the_text(models: Path) -> None:
+    run = CompareRun(
+        model=(models / "soft",),
+        data=models / "text.txt",
+        out=Path("unused"),
+        tokens=100,
+        batch_size=2,
+        trace_blocks=1,
+        budgets=(4,),
+    )
+    with EvalProgress(2) as progress:
+        found = measure_model(run, models / "soft", "mine", progress=progress)
+    table = comparison_table(run, [found])
     assert table.startswith("| | mine |\n")
     assert "The first 100 tokens of `text.txt`, of which 98 are scored" in table
     assert "same tokens" not in table
+    assert "| after 4 calls" in table
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,15 @@ class CompareRun:
 
     Attributes:
         model: checkpoint folders, repeatable.
-        data: text to compare them on, UTF-8, plain or .xz.
+        data: text to compare them on, UTF-8, plain, .xz or .gz, or a split that deqlm prepare
+            made.
         out: folder to write comparison.md, comparison.json, comparison.svg and comparison.png to.
         name: what to call the models, in their order; unset for the folders' names.
         tokens: how many of the text's first tokens to use, 0 for all.
         batch_size: streams that they are cut into, side by side.
         tol: tolerance of the exact solution that the perplexity is told at.
-        max_nfe: most calls of f on a block on the way to it; as many again, twice, for those that
-            need more.
+        max_nfe: calls of f on a block on the way to it; one that needs more is tried again with
+            twice as many, and then four times.
         budgets: numbers of calls of f to measure the perplexity after.
         budget_tol: tolerance above which a token counts as unconverged there.
         trace_blocks: blocks, spread over the text, whose residuals are followed call by call and
