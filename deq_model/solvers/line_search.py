@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deq_model.solvers.select import chosen
 from deq_model.solvers.updates import Rows
 
 SUFFICIENT = 1e-4
@@ -70,13 +71,11 @@ class Backtracking:
         tried = self._halvings[rows]
         searching = bad & (tried < MOST_HALVINGS)
         best = self._norm[rows]
-        over = (bad & ~searching & (best < norm))[:, None]
-        pick = Pick(
-            searching, torch.where(over, self._z[rows], z), torch.where(over, self._g[rows], g)
-        )
+        over = bad & ~searching & (best < norm)
+        pick = Pick(searching, chosen(over, self._z[rows], z), chosen(over, self._g[rows], g))
         improved = searching & (norm < best)
-        self._z[rows] = torch.where(improved[:, None], z, self._z[rows])
-        self._g[rows] = torch.where(improved[:, None], g, self._g[rows])
+        self._z[rows] = chosen(improved, z, self._z[rows])
+        self._g[rows] = chosen(improved, g, self._g[rows])
         self._norm[rows] = torch.where(searching, torch.minimum(norm, best), torch.inf)
         self._halvings[rows] = torch.where(searching, tried + 1, 0)
         return pick

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deq_model.solvers.options import SolverOptions, SolverStatus
 from deq_model.solvers.rows import Best, Observation, RowSolver
+from deq_model.solvers.select import chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,16 +109,16 @@ class _Solve:
         """One call of f; whether every row is done."""
         done = self._done
         proposed = self._solver.propose(self._rows).view_as(self._accepted)
-        z = torch.where(done[..., None], self._accepted, proposed)
+        z = chosen(done, self._accepted, proposed)
         # Rows are settled when everything before them was frozen before this call.
         settled = torch.cat([torch.ones_like(done[:, :1]), done[:, :-1]], dim=1)
         # A frozen row was not asked at the solver's proposal: tell it that it is at rest.
-        f_z = torch.where(done[..., None], proposed, f(z))
+        f_z = chosen(done, proposed, f(z))
         flat = f_z.reshape(-1, f_z.shape[-1])
         seen = self._solver.observe(self._rows, flat, settled=settled.flatten())
         now = self._asked(seen).view(done.shape)
         newly = (done | (now <= self._options.tol)).cumprod(1).bool() & ~done
-        self._accepted = torch.where(newly[..., None], z, self._accepted)
+        self._accepted = chosen(newly, z, self._accepted)
         self._residual = torch.where(newly, now, self._residual)
         self._by_call.append(torch.where(done, self._residual, now).mean())
         self._done = done | newly
@@ -129,7 +130,7 @@ class _Solve:
     def z_star(self) -> Tensor:
         """Accepted states, and the best ones of the rows that are not done."""
         best = self._solver.best(self._rows).z.view_as(self._accepted)
-        return torch.where(self._done[..., None], self._accepted, best)
+        return chosen(self._done, self._accepted, best)
 
     def solution(self, z_star: Tensor, marked: tuple[Tensor, ...]) -> Solution:
         """What has been reached."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deq_model.solvers.line_search import Backtracking
 from deq_model.solvers.options import Method, StopMode
+from deq_model.solvers.select import chosen, finite_rows
 from deq_model.solvers.updates import Rows, make_rule
 
 LEAST_NORM = 1e-9
@@ -132,7 +133,8 @@ class RowSolver:
         g = f_z.to(z.dtype) - z
         seen = _measured(z, g)
         now = self._ranking(seen.residual_rel, seen.residual_abs)
-        least = self._ranking(self._best_rel, self._best_abs)[rows]
+        # A copy: what it is compared with below is the best before this call.
+        least = _taken(self._ranking(self._best_rel, self._best_abs), rows)
         better = now < least
         if settled is not None:
             better = better | (~settled & now.isfinite())
@@ -203,32 +205,31 @@ class RowSolver:
     def _remember(
         self, rows: Rows, better: Tensor, z: Tensor, g: Tensor, seen: Observation
     ) -> None:
-        wide = better[:, None]
-        self._best_z[rows] = torch.where(wide, z, self._best_z[rows])
-        self._best_g[rows] = torch.where(wide, g, self._best_g[rows])
+        self._best_z[rows] = chosen(better, z, self._best_z[rows])
+        self._best_g[rows] = chosen(better, g, self._best_g[rows])
         self._best_rel[rows] = torch.where(better, seen.residual_rel, self._best_rel[rows])
         self._best_abs[rows] = torch.where(better, seen.residual_abs, self._best_abs[rows])
 
     def _advance(
         self, rows: Rows, z: Tensor, g: Tensor, worse: Tensor, held: Tensor | None
     ) -> None:
-        wide, best_z = worse[:, None], self._best_z[rows]
-        base = torch.where(wide, best_z, z)
-        g = torch.where(wide, self._best_g[rows], g)
+        best_z = self._best_z[rows]
+        base = chosen(worse, best_z, z)
+        g = chosen(worse, self._best_g[rows], g)
         fresh = self._fresh[rows] | worse
         if held is not None:
             fresh = fresh | held
         dz, dg = z - self._last_z[rows], g - self._last_g[rows]
         self._rule.forget(rows, worse)
         step = self._rule.step(rows, dz, dg, g, fresh)
-        lost = ~step.isfinite().all(-1)
+        lost = ~finite_rows(step)
         self._rule.forget(rows, lost if held is None else lost & ~held)
         plain = fresh | lost
-        following = base + torch.where(plain[:, None], self._damping[rows][:, None] * g, step)
-        sound = following.isfinite().all(-1, keepdim=True)
-        self._z[rows] = torch.where(sound, following, best_z)
-        self._last_z[rows] = base
+        following = base + chosen(plain, self._damping[rows][:, None] * g, step)
+        sound = finite_rows(following)
+        self._last_z[rows] = base  # before the state moves, of which base may be a view
         self._last_g[rows] = g
+        self._z[rows] = chosen(sound, following, best_z)
         # After a restart the state observed next follows from (base, g): a true difference. Where
         # nothing finite was seen, g is no residual.
         self._fresh[rows] = self._best_rel[rows].isinf()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deq_model.solvers.options import Method
+from deq_model.solvers.select import chosen, finite_rows
 
 Rows = Tensor | slice
 """Rows of the buffers: a slice, or distinct int64 indices."""
@@ -78,9 +79,9 @@ class Broyden:
         bottom = (v_new * dg).sum(-1, keepdim=True)
         u_new = (dz - b_dg) / bottom
         # Where the bottom is not finite v may not be either, though u is: it was divided by it.
-        usable = u_new.isfinite().all(-1) & bottom.isfinite().squeeze(-1) & ~fresh
-        u_new = torch.where(usable[:, None], u_new, torch.zeros_like(u_new))
-        v_new = torch.where(usable[:, None], v_new, torch.zeros_like(v_new))
+        usable = finite_rows(u_new) & bottom.isfinite().squeeze(-1) & ~fresh
+        u_new = chosen(usable, u_new, torch.zeros_like(u_new))
+        v_new = chosen(usable, v_new, torch.zeros_like(v_new))
         step = -b_g - u_new * (v_new * g).sum(-1, keepdim=True)
         self._write(rows, count, u_new, v_new, usable)  # u and v may be views of what it changes
         return step
@@ -103,7 +104,7 @@ class Anderson:
     """Of float64; in float32 ten roundings, since less would be rounded away."""
 
     def __init__(self, *, capacity: int, dim: int, depth: int, like: Tensor) -> None:
-        self._dz = like.new_zeros(capacity, depth, dim)
+        self._sum = like.new_zeros(capacity, depth, dim)  # of ΔZ and ΔG
         self._dg = like.new_zeros(capacity, depth, dim)
         self._count = torch.zeros(capacity, dtype=torch.long, device=like.device)
         self._slots = torch.arange(depth, device=like.device)
@@ -117,14 +118,15 @@ class Anderson:
         """Stores the difference over the oldest one, then solves for γ."""
         index = _row_index(rows, self._count)
         slot = self._count[rows] % len(self._slots)
-        keep = ~fresh[:, None]
-        self._dz[index, slot] = torch.where(keep, dz, self._dz[index, slot])
-        self._dg[index, slot] = torch.where(keep, dg, self._dg[index, slot])
+        # A fresh row has no history, and its count stays: what it writes is read by nobody, but
+        # must be finite, since nothing times NaN is NaN.
+        nothing = torch.zeros_like(g)
+        self._sum[index, slot] = chosen(fresh, nothing, dz + dg)
+        self._dg[index, slot] = chosen(fresh, nothing, dg)
         count = self._count[rows] + ~fresh
         self._count[rows] = count
-        past_z, past_g = self._dz[rows], self._dg[rows]
-        gamma = self._weights(past_g, g, self._slots >= count[:, None])[:, None]
-        return g - (gamma @ past_z + gamma @ past_g).squeeze(1)
+        gamma = self._weights(self._dg[rows], g, self._slots >= count[:, None])
+        return g - (gamma[:, None] @ self._sum[rows]).squeeze(1)
 
     def _weights(self, past_g: Tensor, g: Tensor, dead: Tensor) -> Tensor:
         """γ ``(n, m)``: zero for ``dead`` slots ``(n, m)``, and where there is no solution."""
@@ -132,7 +134,7 @@ class Anderson:
         gram = gram.masked_fill(dead[:, :, None] | dead[:, None, :], 0.0)
         diagonal = gram.diagonal(dim1=1, dim2=2)
         lift = torch.where(diagonal > 0, self._ridge * diagonal, torch.ones_like(diagonal))
-        right = (past_g @ g[..., None]).squeeze(-1).masked_fill(dead, 0.0)
+        right = (past_g * g[:, None]).sum(-1).masked_fill(dead, 0.0)
         gamma, failed = torch.linalg.solve_ex(gram + torch.diag_embed(lift), right[..., None])
         return torch.where((failed == 0)[:, None], gamma.squeeze(-1), torch.zeros_like(right))
 
