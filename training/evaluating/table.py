@@ -91,7 +91,7 @@ def _solver(f: Figures) -> str:
 def curve_table(name: str, points: Sequence[Figures]) -> Table:
     """A row for each point of a curve."""
     table = Table(box=None, padding=(0, 2, 0, 0))
-    headings = (name, "perplexity", "unconverged", "mean residual", "calls/block", "s")
+    headings = (name, "perplexity", "unconverged", "residual", "calls", "s")
     for heading in headings:
         table.add_column(heading, justify="right")
     for point in points:
