@@ -240,7 +240,9 @@ def _tell(regime: str, line: str) -> None:
 
 def memory_use(options: argparse.Namespace) -> dict[str, Any]:
     """Memory of each competitor as it is, and with budgets that are spent to the end."""
-    common = [f"--{name}={getattr(options, name)}" for name in ("device", "threads", "model")]
+    kept = ("device", "threads", "model", "data")
+    common = [f"--{name}={getattr(options, name)}" for name in kept]
+    common += ["--steps=0", "--unrolled=0"]  # of the text, only what the child needs
     found: dict[str, Any] = {}
     for name in (BASELINE, *options.settings):
         child = [*common, f"--child={name}"]
@@ -289,8 +291,10 @@ def main(arguments: list[str] | None = None) -> None:
         "regimes": compare(options, _material(options)),
         "memory": {} if options.no_memory else memory_use(options),
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    kind = torch.device(options.device).type
+    out = options.out or Path(f"benchmarks/results/training-{kind}.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(training_table.tables(results, baseline=BASELINE))
 
 
@@ -312,7 +316,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of the initial weights of regime early")
     add("--model", type=Path, default=Path("models/shakespeare-ift-jr"), help="where to start")
     add("--data", type=Path, default=Path("data/corpus"), help="folder of the texts")
-    add("--out", type=Path, default=Path("benchmarks/results/training-cpu.json"))
+    add("--out", type=Path, help="default: benchmarks/results/training-DEVICE.json")
     add("--child", choices=list(SETTINGS), help=argparse.SUPPRESS)
     add("--max-nfe", type=int, default=0, help=argparse.SUPPRESS)
     return flags

@@ -36,7 +36,8 @@ def _machine(machine: dict[str, Any]) -> str:
     load = ", ".join(f"{value:.1f}" for value in machine["load_average"])
     return (
         f"{machine['cpu']}, {machine['cores']} cores, device {machine['device']}, "
-        f"{machine['threads']} thread(s), torch {machine['torch']}, load average {load}"
+        f"{machine['threads']} thread(s), torch {machine['torch']}, float32 products at precision "
+        f"{machine['float32_matmul_precision']}, load average {load}"
     )
 
 
