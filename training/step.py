@@ -9,7 +9,6 @@ from torch import Tensor
 from deq_model.draws import Draws
 from deq_model.memory import Memory
 from deq_model.model import DEQLanguageModel
-from deq_model.normalised import NormalisedLinear
 from training.data import Block
 from training.distributed import Ranks, without_sync
 from training.guard import Guard, Signs, Verdict
@@ -115,7 +114,7 @@ class Stepper:
         verdict = self.guard.judge(_signs(plan, figures, grad_norm=norm))
         if verdict.applies:
             self.optimiser.step()
-            self._clip_lengths()
+            self.model.clip_norms()
         if not verdict.applies or figures.memory_failed:
             remembered = self.model.empty_memory(len(block.tokens))
         return Taken(
@@ -124,11 +123,6 @@ class Stepper:
             memory=remembered,
             stop=any(row[-1] for row in rows),
         )
-
-    def _clip_lengths(self) -> None:
-        for module in self.model.modules():
-            if isinstance(module, NormalisedLinear):
-                module.clip_length()
 
     def _plan(self, step: int) -> Plan:
         equilibrium = self.options.equilibrium
