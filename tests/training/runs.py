@@ -1,7 +1,10 @@
 """A tiny run that the training tests share."""
 
+import json
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from deq_model.solvers.options import SolverOptions
 from training.options.data import DataOptions
@@ -50,6 +53,34 @@ def tiny(folder: Path, *, out: str = "out", **changes: Any) -> TrainOptions:
         ),
         valid=ValidationOptions(**group("valid", every=10)),
         guard=GuardOptions(**group("guard")),
-        forward=SolverOptions(tol=1e-3, max_nfe=20),
-        backward=SolverOptions(tol=1e-3, max_nfe=20),
+        forward=SolverOptions(**group("forward", tol=1e-3, max_nfe=20)),
+        backward=SolverOptions(**group("backward", tol=1e-3, max_nfe=20)),
     )
+
+
+def config_file(options: TrainOptions, path: Path) -> Path:
+    """A YAML file of a run, for ``--config``."""
+    path.write_text(yaml.safe_dump(options.to_dict()))
+    return path
+
+
+def log_of(out: Path, event: str) -> list[dict[str, Any]]:
+    """The lines of a run's log about one kind of event."""
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == event]
+
+
+def losses(out: Path) -> list[float]:
+    """Of the steps, one a line of the log."""
+    return [line["loss"] for line in log_of(out, "step")]
+
+
+def course(out: Path) -> list[dict[str, Any]]:
+    """What the log tells of steps and measurements, times apart."""
+    times = {"seconds", "tokens_per_s"}
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [
+        {key: value for key, value in line.items() if key not in times}
+        for line in lines
+        if line["event"] in ("step", "valid")
+    ]
