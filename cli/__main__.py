@@ -1,6 +1,7 @@
 """``deqlm COMMAND ...``: looks the command up, then imports only what that command needs."""
 
 import difflib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from cli.commands import COMMANDS
 
 EXIT_OK = 0
+EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -26,14 +28,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        _show_what_the_locale_cannot()
         code = _dispatch(arguments)
-        sys.stdout.flush()  # so that a closed pipe shows here, not in the interpreter's exit
+        print(end="", flush=True)  # so that a closed pipe shows here, not in the interpreter's exit
         return code
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         _discard_output()
         return EXIT_BROKEN_PIPE
+    except OSError as error:  # a full disk, a name too long: a trace would tell no more
+        _discard_output()
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return EXIT_FAILURE
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -88,8 +95,17 @@ def _version() -> str:
         return "(not installed)"
 
 
+def _show_what_the_locale_cannot() -> None:
+    """Has what few characters can be written to get the others by number, rather than an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _discard_output() -> None:
-    """Let the interpreter's own last flush go nowhere: the reader is gone."""
+    """Let the interpreter's own last flush go nowhere: nobody reads it, or it cannot be written."""
+    if sys.stdout is None:  # closed by the caller
+        return
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.options import Option
+from cli.values import brief
 
 Values = dict[str, Any]
 """Values by key, ``group.name``."""
@@ -26,7 +27,7 @@ def from_file(file: Path | Traversable, name: str, options: Mapping[str, Option]
             for inner, item in value.items():
                 found |= _checked(f"{key}.{inner}", item, name, options)
         elif value is not None:
-            raise ValueError(f"{key} in {name} must hold keys and values, got {value!r}")
+            raise ValueError(f"{key} in {name} must hold keys and values, got {brief(value)}")
     return found
 
 
@@ -37,7 +38,7 @@ def _checked(key: str, value: object, name: str, options: Mapping[str, Option]) 
     try:
         return {key: kind.from_yaml(value)}
     except ValueError:
-        raise ValueError(f"{key} in {name} must be {kind.expected}, got {value!r}") from None
+        raise ValueError(f"{key} in {name} must be {kind.expected}, got {brief(value)}") from None
 
 
 def from_recipe(name: str, folder: Traversable, options: Mapping[str, Option]) -> Values:

@@ -1,5 +1,7 @@
 """Types of options: how a flag's text, or a value in YAML, becomes a value of its type."""
 
+import os
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -12,6 +14,8 @@ _SHOWN = {int: "N", float: "X", bool: "true|false", str: "TEXT", Path: "PATH"}
 _YES = ("true", "yes", "on")
 _NO = ("false", "no", "off")
 _NOTHING = ("none", "null")
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel, _BRIEF.maxlist, _BRIEF.maxdict = 3, 4, 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +100,9 @@ class Kind:
     def _one(self, text: str) -> Any:
         if self.base is bool:
             return _truth(text.lower())
-        if (self.choices and text not in self.choices) or (self.base is Path and not text):
+        if self.base is Path:
+            return _path(text)
+        if self.choices and text not in self.choices:
             raise ValueError(self.expected)
         return self.base(text)
 
@@ -110,6 +116,11 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def brief(value: object) -> str:
+    """A value as Python writes it, cut off: aliases make a few lines of YAML stand for gigabytes."""
+    return _BRIEF.repr(value)
+
+
 def shown(value: object) -> str:
     """A value as a flag would give it, for help and tables."""
     if value is None or value == ():
@@ -119,6 +130,14 @@ def shown(value: object) -> str:
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _path(text: str) -> Path:
+    """Refuses what no file can be called, which YAML can spell: the system would say it later."""
+    if not text or "\0" in text:
+        raise ValueError(text)
+    os.fsencode(text)
+    return Path(text)
 
 
 def _truth(word: str) -> bool:

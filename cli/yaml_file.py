@@ -5,6 +5,8 @@ from typing import Any, Protocol
 
 import yaml
 
+from cli.values import brief
+
 
 class Readable(Protocol):
     """A file on disk, or one inside an installed package."""
@@ -15,6 +17,15 @@ class Readable(Protocol):
 
 class _Loader(yaml.SafeLoader):
     """Refuses a key that comes twice, of which YAML would silently take the last."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, AttributeError):  # of 2020-13-45 or !!bool x, as they come
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                problem=f"{brief(node.value)} is no {kind}", problem_mark=node.start_mark
+            ) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
@@ -54,7 +65,7 @@ def load(file: Readable, name: str) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ValueError(f"{name} must hold keys and values, got {values!r:.60}")
+        raise ValueError(f"{name} must hold keys and values, got {brief(values)}")
     return {str(key): value for key, value in values.items()}
 
 
@@ -67,4 +78,6 @@ def dump(values: dict[str, Any]) -> str:
 def _problem(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"line {error.problem_mark.line + 1}: {error.problem}"
-    return " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, RecursionError):
+        return "too many brackets within brackets"
+    return " ".join(str(error).split())

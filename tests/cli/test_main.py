@@ -107,6 +107,32 @@ def test_closed_pipe_ends_quietly() -> None:
         assert process.wait(timeout=60) == 141
 
 
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "cli", "--help"],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert (done.returncode, done.stderr) == (1, "deqlm: [Errno 28] No space left on device\n")
+
+
+def test_what_a_terminal_cannot_show_is_shown_by_number() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "cli", "train", "--help"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": "ascii:strict"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "z \\u2190 (1" in done.stdout  # the arrow in what phantom_tau means
+
+
 def source_of(target: str) -> Path:
     return ROOT / (target.partition(":")[0].replace(".", "/") + ".py")
 

@@ -153,6 +153,11 @@ def test_usage_errors(
         (b"engine:\n  gears: 1\n  gears: 2", "FILE is not YAML: line 3: key gears comes twice"),
         (b"? [1]\n: 2", "FILE is not YAML: line 1: found unhashable key"),
         (b"engine: !!python/name:os.getcwd", "FILE is not YAML: line 1: could not determine"),
+        (b"engine: {gears: %s}" % (b"1" * 5000), "FILE is not YAML: line 1: '11111"),
+        (b"engine:\n  gears: 2020-13-45", "FILE is not YAML: line 2: '2020-13-45' is no timestamp"),
+        (b"engine: {gears: !!bool x}", "FILE is not YAML: line 1: 'x' is no bool"),
+        (b"[" * 10_000, "FILE is not YAML: too many brackets within brackets"),
+        (b"engine: 3\n---\nbody: 4", "FILE is not YAML: line 2: but found another document"),
         (b"a: \xff", "FILE is not UTF-8: invalid start byte at byte 3"),
     ],
 )
@@ -167,6 +172,23 @@ def test_what_is_wrong_with_a_file(
     path.write_bytes(content)
     first, _ = refused(command, capsys, "--config", path, "--engine.power", 1)
     assert first.startswith(f"car: error: {problem.replace('FILE', str(path))}")
+
+
+def test_aliases_that_stand_for_gigabytes_are_told_briefly(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bomb.yaml"
+    lines = ["&a0 [x]", *(f"&a{i + 1} [{', '.join([f'*a{i}'] * 10)}]" for i in range(12))]
+    path.write_text(f"engine: {{power: [{', '.join(lines)}]}}\n")
+    first, _ = refused(command, capsys, "--config", path)
+    assert first.startswith(f"car: error: engine.power in {path} must be a number, got [['x'], [[")
+    assert len(first) < 2000
+
+
+def test_a_file_with_a_mark_and_line_ends_of_windows(command: Command, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_bytes(b"\xef\xbb\xbfengine:\r\n  power: 12\r\n")
+    assert made(command, "--config", path)[0].power == 12
 
 
 def test_a_bad_environment_variable(

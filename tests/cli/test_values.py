@@ -76,6 +76,8 @@ def test_text_of_another_type(annotation: Any, text: str) -> None:
         (float, "x"),
         (str, 3),
         (Path, 3),
+        (Path, "a\0b"),
+        (Path, "\ud800"),
         (Switch, 3),
         (tuple[int, ...], 3),
         (tuple[int, ...], ["3"]),
