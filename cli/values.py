@@ -117,7 +117,7 @@ def plain(value: Any) -> Any:
 
 
 def brief(value: object) -> str:
-    """A value as Python writes it, cut off: aliases make a few lines of YAML stand for gigabytes."""
+    """As Python writes it, cut off: aliases make a few lines of YAML stand for gigabytes."""
     return _BRIEF.repr(value)
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -71,7 +70,17 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ),
         (["--equilibrium.phantom-tau", "0"], "equilibrium.phantom_tau must be in (0, 1], got 0.0"),
         (["--run.device", "gpu"], "run.device must be cpu, cuda or cuda:N, got gpu"),
-        (["--run.rank-timeout-s", "-1"], "run.rank_timeout_s must be a finite number above 0"),
+        (
+            ["--run.rank-timeout-s", "1e300"],
+            "run.rank_timeout_s must be above 0 and at most 10,000,000 seconds, got 1e+300",
+        ),
+        (["--run.rank-timeout-s", "nan"], "run.rank_timeout_s must be above 0 and at most 10,000,"),
+        (["--run.seed", "4294967296"], "run.seed must be in [0, 4294967295], got 4294967296"),
+        (["--run.threads", "-1"], "run.threads must be in [0, 4096], got -1"),
+        (
+            ["--data.tgt-len-std", "65"],
+            "data.tgt_len_std must be at most model.tgt_len = 64, got 65.0",
+        ),
         (
             ["--data.train", "text"],
             "data.train must be unset where data.prepared is missing, which has its own, got text",
@@ -120,7 +129,7 @@ def test_an_unknown_key_is_named_with_its_file(
     assert told == f"unknown key model.n_heads in {path}; did you mean model.n_head?"
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "prepare", "serve"])
+@pytest.mark.parametrize("command", ["train", "eval", "prepare", "compare", "serve"])
 def test_help_fits_80_columns_and_repeats_no_heading(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -153,14 +162,13 @@ def test_every_field_has_its_sentence(kind: type) -> None:
     assert set(meanings(kind)) == {field.name for field in dataclasses.fields(kind)}
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "prepare"])
-def test_help_is_quick_and_loads_no_torch(command: str) -> None:
+@pytest.mark.parametrize("command", ["train", "eval", "prepare", "compare", "report"])
+def test_help_loads_nothing_large(command: str) -> None:
     code = (
         "import sys\nfrom cli.__main__ import main\n"
         f"try:\n    main(['{command}', '--help'])\nexcept SystemExit:\n    pass\n"
         "print(sorted({'torch', 'numpy', 'yaml', 'grpc'} & set(sys.modules)))"
     )
-    began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
@@ -170,4 +178,3 @@ def test_help_is_quick_and_loads_no_torch(command: str) -> None:
         check=True,
     )
     assert done.stdout.splitlines()[-1] == "[]"
-    assert time.monotonic() - began < 5  # a tenth of that on an idle machine; torch takes longer

@@ -5,12 +5,35 @@ import re
 
 from training.errors import OptionsError
 
+MOST_SEED = 2**32 - 1
+"""As sentencepiece's generator has it."""
+MOST_THREADS = 4096
+MOST_SECONDS = 10_000_000
+
 
 def at_least(options: object, bound: int, *names: str) -> None:
     """Raises unless the named fields are ``bound`` or more."""
     for name in names:
         if getattr(options, name) < bound:
             raise OptionsError(f"{name} must be at least {bound}, got {getattr(options, name)}")
+
+
+def within(options: object, low: int, high: int, *names: str) -> None:
+    """Raises unless the named fields are from ``low`` to ``high``, both included."""
+    for name in names:
+        value = getattr(options, name)
+        if not low <= value <= high:
+            raise OptionsError(f"{name} must be in [{low}, {high}], got {value}")
+
+
+def seconds(options: object, *names: str) -> None:
+    """Raises unless the named fields are times that every clock of the system can count."""
+    for name in names:
+        value = getattr(options, name)
+        if not 0 < value <= MOST_SECONDS:
+            raise OptionsError(
+                f"{name} must be above 0 and at most {MOST_SECONDS:,} seconds, got {value}"
+            )
 
 
 def positive(options: object, *names: str) -> None:

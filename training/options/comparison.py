@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.errors import OptionsError
-from training.options.checks import at_least, positive
+from training.options.checks import MOST_THREADS, at_least, device, positive, within
 from training.options.evaluation import PUBLISHED_STREAMS, check_curve
 
 
@@ -53,7 +53,9 @@ class CompareRun:
                 f"name must be given once for each of the {len(self.model)} models, "
                 f"got {len(self.name)}"
             )
-        at_least(self, 0, "tokens", "threads")
+        at_least(self, 0, "tokens")
+        within(self, 0, MOST_THREADS, "threads")
+        device(self, "device")
         at_least(self, 1, "batch_size", "max_nfe", "trace_blocks")
         positive(self, "tol", "budget_tol")
         if not self.budgets:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from deq_model.solvers.options import Method, SolverOptions
 from training.errors import OptionsError
-from training.options.checks import at_least, device
+from training.options.checks import MOST_THREADS, at_least, device, within
 
 EvalDtype = Literal["auto", "float32", "float64"]
 Protocol = Literal["published", "chunk-invariant"]
@@ -95,7 +95,8 @@ class EvalRun:
         for name, bound in (bounds | {"max_nfe": 1, "depth": 1}).items():
             if getattr(self, name) is not None:
                 at_least(self, bound, name)
-        at_least(self, 0, "threads", "max_blocks", "radius_blocks")
+        at_least(self, 0, "max_blocks", "radius_blocks")
+        within(self, 0, MOST_THREADS, "threads")
         device(self, "device")
         self.solver()
         check_curve("max_nfe_curve", self.max_nfe_curve, bound=1)

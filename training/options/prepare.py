@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from training.errors import OptionsError
-from training.options.checks import at_least, share
+from training.options.checks import MOST_SEED, at_least, seconds, share, within
 from training.options.data import TokenizerKind
 
 Corpus = Literal["wikitext-103", "ptb", "text"]
@@ -47,11 +47,10 @@ class PrepareOptions:
     force: bool = False
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "seed")
+        within(self, 0, MOST_SEED, "seed")
+        seconds(self, "timeout_s")
         share(self, "valid_share")
         if self.vocab_size is not None:
             at_least(self, 0, "vocab_size")
-        if not 0 < self.timeout_s < float("inf"):
-            raise OptionsError(f"timeout_s must be a finite number above 0, got {self.timeout_s}")
         if self.sha256 is not None and self.url is None:
             raise OptionsError(f"sha256 must be given with url, got {self.sha256} alone")

@@ -6,7 +6,15 @@ from typing import Literal
 
 from deq_model.solvers.options import SolverOptions
 from training.errors import OptionsError
-from training.options.checks import at_least, device, not_negative, positive
+from training.options.checks import (
+    MOST_SEED,
+    MOST_THREADS,
+    at_least,
+    device,
+    not_negative,
+    seconds,
+    within,
+)
 
 BadStep = Literal["skip", "warn", "stop"]
 Switch = Literal["auto", "on", "off"]
@@ -43,8 +51,9 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "save_every", "keep", "log_every")
-        at_least(self, 0, "threads", "seed")
-        positive(self, "rank_timeout_s")
+        within(self, 0, MOST_THREADS, "threads")
+        within(self, 0, MOST_SEED, "seed")
+        seconds(self, "rank_timeout_s")
         device(self, "device")
 
 

@@ -47,7 +47,6 @@ class TrainOptions:
                 "optimiser.batch_chunks must be at most data.batch_size = "
                 f"{self.data.batch_size}, got {self.optimiser.batch_chunks}"
             )
-
         self._check_cutoffs()
         self._check_lengths()
 
@@ -63,6 +62,12 @@ class TrainOptions:
             )
 
     def _check_lengths(self) -> None:
+        """Raises where varying lengths would leave no block about as long as ``tgt_len``."""
+        if self.data.tgt_len_std > self.model.tgt_len:
+            raise OptionsError(
+                f"data.tgt_len_std must be at most model.tgt_len = {self.model.tgt_len}, "
+                f"got {self.data.tgt_len_std}"
+            )
         if self.data.tgt_len_std and self.data.tgt_len_min > self.model.tgt_len:
             raise OptionsError(
                 f"data.tgt_len_min must be at most model.tgt_len = {self.model.tgt_len}, "
