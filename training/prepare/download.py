@@ -2,9 +2,12 @@
 
 import hashlib
 import http.client
+import ssl
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from training.errors import DataError
@@ -13,7 +16,14 @@ from training.prepare.text import Advance
 
 _CHUNK = 1 << 18
 _FRUITLESS = 3  # requests in a row that bring nothing, before a server is given up
-_OK, _PARTIAL, _BEYOND = 200, 206, 416
+_PARTIAL, _BEYOND = 206, 416
+_NO_ANSWER = (
+    urllib.error.URLError,
+    http.client.HTTPException,
+    ssl.SSLError,
+    TimeoutError,
+    ConnectionError,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,14 +33,12 @@ class Remote:
     Attributes:
         name: it gets here.
         urls: where it is, tried in turn.
-        size: in bytes; None if unknown.
         sha256: of the file; None if unknown.
         md5: of the file, where that is what was published.
     """
 
     name: str
     urls: tuple[str, ...]
-    size: int | None = None
     sha256: str | None = None
     md5: str | None = None
 
@@ -86,36 +94,48 @@ def check_digest(remote: Remote, path: Path) -> None:
             )
 
 
+class _Bar:
+    """What has arrived, told from the first answer on: that says how much there is."""
+
+    def __init__(self, begin: Callable[[int], Advance]) -> None:
+        self._begin = begin
+        self._advance: Advance | None = None
+        self._shown = 0
+
+    def show(self, have: int, total: int | None) -> None:
+        """Shows that so many bytes are here."""
+        if self._advance is None:
+            self._advance = self._begin(total or 0)
+        self._advance(have - self._shown)
+        self._shown = have
+
+
 def _fetch(url: str, part: Path, remote: Remote, *, timeout_s: float, progress: Progress) -> None:
     """Asks for what is missing until nothing is."""
-    advance = progress(f"downloading {remote.name}", remote.size or 0)
-    advance(_size(part))
+    bar = _Bar(partial(progress, f"downloading {remote.name}"))
     fruitless, reason = 0, ""
     while fruitless < _FRUITLESS:
         before = _size(part)
-        if remote.size is not None and before >= remote.size:
-            if before == remote.size:
-                return
-            part.unlink()
-            before = 0
         try:
-            if _request(url, part, remote.size, timeout_s=timeout_s, advance=advance):
+            if _request(url, part, timeout_s=timeout_s, bar=bar):
                 return
             reason = "the connection was cut"
         except urllib.error.HTTPError as error:
             if error.code != _BEYOND:
                 raise _Failed(f"HTTP {error.code} {error.reason}") from None
+            if error.headers.get("Content-Range") == f"bytes */{before}":
+                return  # whole already, by a process that was killed before it could say so
             part.unlink(missing_ok=True)  # longer than the file: it was of another one
-        except (urllib.error.URLError, http.client.HTTPException, TimeoutError) as error:
+        except _NO_ANSWER as error:
             reason = _said(getattr(error, "reason", error))
-        except ConnectionError as error:
-            reason = _said(error)
+        except ValueError as error:  # http://[ and http://a..b/, in the words of three modules
+            raise _Failed(f"cannot be an address: {error}") from None
         fruitless = 0 if _size(part) > before else fruitless + 1
     kept = f"; {_size(part)} bytes are kept in {part}, and asked for no more" if _size(part) else ""
     raise _Failed(reason + kept)
 
 
-def _request(url: str, part: Path, size: int | None, *, timeout_s: float, advance: Advance) -> bool:
+def _request(url: str, part: Path, *, timeout_s: float, bar: _Bar) -> bool:
     """One request for the bytes from the end of ``part``. Returns whether it is whole now."""
     have = _size(part)
     headers = {"User-Agent": "deqlm", "Accept-Encoding": "identity"}
@@ -123,27 +143,25 @@ def _request(url: str, part: Path, size: int | None, *, timeout_s: float, advanc
         headers["Range"] = f"bytes={have}-"
     request = urllib.request.Request(url, headers=headers)
     with urllib.request.urlopen(request, timeout=timeout_s) as response:
-        begin, total = _extent(response.status, response.headers, have)
-        if size is not None and total is not None and total != size:
-            raise _Failed(f"it has {total} bytes, the published {part.stem} has {size}")
+        have, total = _extent(response.status, response.headers, have)
         part.parent.mkdir(parents=True, exist_ok=True)  # not before there is something to write
-        with part.open("ab" if begin else "wb") as file:
+        with part.open("ab" if have else "wb") as file:
             while data := response.read(_CHUNK):
-                file.write(data)
-                advance(len(data))
-    return total is None or _size(part) == total
+                have += file.write(data)
+                bar.show(have, total)
+    return total is None or have == total
 
 
 def _extent(status: int, headers: http.client.HTTPMessage, have: int) -> tuple[int, int | None]:
     """Where an answer begins in the file, and how long the file is, if the server says so."""
     length = headers.get("Content-Length")
     if status != _PARTIAL:  # the whole file, be it that a part was asked for
-        return 0, None if length is None else int(length)
+        return 0, int(length) if length is not None and length.isdecimal() else None
     unit, _, extent = headers.get("Content-Range", "").partition(" ")
     span, _, total = extent.partition("/")
     if unit != "bytes" or span.partition("-")[0] != str(have):
         raise _Failed(f"asked for the bytes from {have}, got {headers.get('Content-Range')}")
-    return have, int(total) if total.isdigit() else None
+    return have, int(total) if total.isdecimal() else None
 
 
 def _said(error: object) -> str:

@@ -1,10 +1,9 @@
 """Making a prepared folder, once: a second time is over as soon as nothing is found changed."""
 
-import fcntl
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import stat
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from deq_model.files import write_whole
 from deq_model.tokenizers.base import Tokenizer
 from training.errors import DataError
 from training.prepare.encode import encode, id_dtype, write_ids
+from training.prepare.lock import locked
 from training.prepare.manifest import MANIFEST_FILE, SPLITS, Manifest, Source, Split, SplitInfo
 from training.prepare.opened import ids_path, map_ids
 from training.prepare.text import Advance, Scan, Text, file_sha256, scan, split_off
@@ -26,6 +26,8 @@ from training.vocabulary import (
 )
 
 _LOG = logging.getLogger(__name__)
+_UNFINISHED = ".preparing"
+"""Says, in a folder without manifest, that what is there was half made here."""
 
 Remake = Literal["never", "changed", "always"]
 """When to replace what is in the folder; never refuses where something has changed."""
@@ -70,19 +72,27 @@ def prepare_texts(
         DataError: a text is missing, unusable or changed, or the folder cannot be written.
         TokenizerError: the tokenizer is unusable, or cannot be made.
     """
-    job = _Job(texts, out, plan, valid_share, progress or _silent)
+    job = _Job(
+        texts=texts, out=out, plan=plan, valid_share=valid_share, progress=progress or _silent
+    )
+    try:
+        return _prepare(job, remake)
+    except OSError as error:
+        raise DataError(f"cannot write {out}: {error.strerror or error}") from None
+
+
+def _prepare(job: "_Job", remake: Remake) -> Outcome:
     if remake != "always" and (found := job.find(refuse=remake == "never")) is not None:
         return Outcome(manifest=found, made=False)
     job.check_files()
+    if remake != "always":
+        job.check_own()
     scans = job.scan()  # before anything is written
-    try:
-        with _locked(out):
-            # Another process may have made it while this one waited for the lock.
-            if remake != "always" and (found := job.find(refuse=False)) is not None:
-                return Outcome(manifest=found, made=False)
-            return Outcome(manifest=job.make(scans), made=True)
-    except OSError as error:
-        raise DataError(f"cannot write {out}: {error.strerror or error}") from None
+    with locked(job.out):
+        # Another process may have made it while this one waited for the lock.
+        if remake != "always" and (found := job.find(refuse=False)) is not None:
+            return Outcome(manifest=found, made=False)
+        return Outcome(manifest=job.make(scans), made=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,32 +103,40 @@ class _Scanned:
     scan: Scan
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
-    def __init__(
-        self,
-        texts: Mapping[Split, Path],
-        out: Path,
-        plan: TokenizerPlan,
-        valid_share: float,
-        progress: Progress,
-    ) -> None:
-        self._texts, self._out, self._plan = dict(texts), out, plan
-        self._valid_share, self._progress = valid_share, progress
+    """What ``prepare_texts`` is given."""
+
+    texts: Mapping[Split, Path]
+    out: Path
+    plan: TokenizerPlan
+    valid_share: float
+    progress: Progress
 
     def check_files(self) -> None:
-        """Raises DataError unless every text is a file."""
-        for split, path in self._texts.items():
-            if path.is_dir():
-                raise DataError(f"{split} text {path} must be a file, got a folder")
-            if not path.exists():
-                raise DataError(f"cannot read {split} text {path}: no such file")
+        """Raises DataError unless every text is a file, and none of those to be written."""
+        written = {path.resolve() for path in self._files()}
+        for split, path in self.texts.items():
+            _check_file(split, path)
+            if path.resolve() in written:
+                raise DataError(f"{split} text {path} would be overwritten; name another folder")
+
+    def check_own(self) -> None:
+        """Raises DataError where the folder has files of somebody else's under our names."""
+        own = any((self.out / name).exists() for name in (MANIFEST_FILE, _UNFINISHED))
+        foreign = [path for path in self._files() if path.exists()]
+        if foreign and not own:
+            raise DataError(
+                f"{foreign[0]} was not made by deqlm prepare; name another folder, or replace it "
+                "by --force true"
+            )
 
     def find(self, *, refuse: bool) -> Manifest | None:
         """What is in the folder, if it was made from the same; else None, or DataError."""
-        if not (self._out / MANIFEST_FILE).exists():
+        if not (self.out / MANIFEST_FILE).exists():
             return None
         try:
-            manifest = Manifest.load(self._out)
+            manifest = Manifest.load(self.out)
             self._check_settings(manifest)
             self._check_sources(manifest)
             self._check_outputs(manifest)
@@ -136,13 +154,12 @@ class _Job:
         for name in wanted | found:
             if wanted.get(name) != found.get(name):
                 raise DataError(
-                    f"{self._out} was prepared with {name} {found.get(name)}, got "
-                    f"{wanted.get(name)}"
+                    f"{self.out} was prepared with {name} {found.get(name)}, got {wanted.get(name)}"
                 )
 
     def _settings(self) -> dict[str, Any]:
-        shared: dict[str, Any] = {"valid_share": self._valid_share}
-        plan = self._plan
+        shared: dict[str, Any] = {"valid_share": self.valid_share}
+        plan = self.plan
         if plan.tokenizer is not None:
             return shared | {"tokenizer": tokenizer_fingerprint(open_tokenizer(plan.tokenizer))}
         made = {"tokenizer": None, "tokenizer_kind": plan.kind, "vocab_size": plan.vocab_size}
@@ -152,25 +169,25 @@ class _Job:
         wanted = self._sources()
         if wanted.keys() != manifest.splits.keys():
             raise DataError(
-                f"{self._out} was prepared with the splits {', '.join(manifest.splits)}, got "
+                f"{self.out} was prepared with the splits {', '.join(manifest.splits)}, got "
                 f"{', '.join(wanted)}"
             )
         for split, path in wanted.items():
             _check_source(split, path, manifest.splits[split].source)
 
     def _sources(self) -> dict[Split, Path]:
-        paths = self._texts | ({"valid": self._texts["train"]} if self._valid_share else {})
+        paths = dict(self.texts) | ({"valid": self.texts["train"]} if self.valid_share else {})
         return {split: paths[split] for split in SPLITS if split in paths}
 
     def _check_outputs(self, manifest: Manifest) -> None:
-        if not any((self._out / name).is_file() for name in TOKENIZER_FILES):
-            raise DataError(f"{self._out} has lost its tokenizer")
+        if not any((self.out / name).is_file() for name in TOKENIZER_FILES):
+            raise DataError(f"{self.out} has lost its tokenizer")
         for split in manifest.splits:
-            map_ids(self._out, split, manifest)
+            map_ids(self.out, split, manifest)
 
     def scan(self) -> dict[Path, "_Scanned"]:
         """Reads every text through. Raises DataError if one is unusable."""
-        paths = dict.fromkeys(self._texts.values())
+        paths = dict.fromkeys(self.texts.values())
         return {
             path: _Scanned(path.stat(), scan(path, self._begin("reading", path))) for path in paths
         }
@@ -179,7 +196,8 @@ class _Job:
         """Writes the folder."""
         texts = self._cut(scans)
         train = texts["train"]
-        tokenizer = build_tokenizer(self._plan, train, self._begin("counting", train.path))
+        tokenizer = build_tokenizer(self.plan, train, self._begin("counting", train.path))
+        (self.out / _UNFINISHED).touch()
         self._clear()
         splits = {
             split: self._encode(split, text, tokenizer, scans[text.path])
@@ -192,14 +210,15 @@ class _Job:
             settings=self._settings(),
             splits=splits,
         )
-        manifest.save(self._out)  # last: a folder without it is no prepared one
+        manifest.save(self.out)  # last: a folder without it is no prepared one
+        (self.out / _UNFINISHED).unlink()
         return manifest
 
     def _encode(
         self, split: Split, text: Text, tokenizer: Tokenizer, scanned: "_Scanned"
     ) -> SplitInfo:
         counts = write_ids(
-            ids_path(self._out, split),
+            ids_path(self.out, split),
             encode(text, tokenizer, self._begin("encoding", text.path)),
             dtype=id_dtype(tokenizer.n_token),
         )
@@ -215,28 +234,42 @@ class _Job:
         return SplitInfo(source=source, tokens=counts.tokens, unknown=counts.unknown)
 
     def _cut(self, scans: Mapping[Path, "_Scanned"]) -> dict[Split, Text]:
-        texts = {split: Text(path=path) for split, path in self._texts.items()}
-        if self._valid_share:
+        texts = {split: Text(path=path) for split, path in self.texts.items()}
+        if self.valid_share:
             train = texts["train"]
             texts["train"], texts["valid"] = split_off(
-                train, self._valid_share, size=scans[train.path].scan.size
+                train, self.valid_share, size=scans[train.path].scan.size
             )
         return {split: texts[split] for split in SPLITS if split in texts}
 
     def _begin(self, what: str, path: Path) -> Advance:
         size = path.stat().st_size if Text(path=path).plain else 0  # unpacked, nobody knows
-        return self._progress(f"{what} {path.name}", size)
+        return self.progress(f"{what} {path.name}", size)
+
+    def _files(self) -> list[Path]:
+        """All that is written, the manifest first: without it the rest does not count."""
+        names = [MANIFEST_FILE, *TOKENIZER_FILES]
+        return [*(self.out / name for name in names), *(ids_path(self.out, s) for s in SPLITS)]
 
     def _clear(self) -> None:
-        names = [MANIFEST_FILE, *TOKENIZER_FILES, *(ids_path(self._out, s).name for s in SPLITS)]
-        for name in names:
-            (self._out / name).unlink(missing_ok=True)
-            for stale in self._out.glob(f".{name}.*.tmp"):  # of a process that was killed
+        for path in self._files():
+            path.unlink(missing_ok=True)
+            for stale in self.out.glob(f".{path.name}.*.tmp"):  # of a process that was killed
                 stale.unlink(missing_ok=True)
 
     def _write_tokenizer(self, tokenizer: Tokenizer) -> None:
         name, _, content = tokenizer_bytes(tokenizer).partition(b"\0")
-        write_whole(self._out / name.decode(), lambda path: path.write_bytes(content))
+        write_whole(self.out / name.decode(), lambda path: path.write_bytes(content))
+
+
+def _check_file(split: Split, path: Path) -> None:
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise DataError(f"cannot read {split} text {path}: {error.strerror}") from None
+    if not stat.S_ISREG(mode):  # a text is read twice and more, which a pipe cannot be
+        what = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise DataError(f"{split} text {path} must be a file, got {what}")
 
 
 def _check_source(split: Split, path: Path, source: Source) -> None:
@@ -246,10 +279,10 @@ def _check_source(split: Split, path: Path, source: Source) -> None:
             _LOG.info("%s text %s is gone; its tokens are there", split, path)
             return
         raise DataError(f"cannot read {split} text {path}: no such file")
-    stat = path.stat()
-    if (stat.st_size, stat.st_mtime_ns) == (source.size, source.mtime_ns):
+    now = path.stat()
+    if (now.st_size, now.st_mtime_ns) == (source.size, source.mtime_ns):
         return
-    if stat.st_size != source.size or file_sha256(path) != source.sha256:
+    if now.st_size != source.size or file_sha256(path) != source.sha256:
         raise DataError(f"{split} text {path} has changed since it was prepared")
 
 
@@ -257,22 +290,6 @@ def _check_unchanged(path: Path, before: os.stat_result) -> None:
     now = path.stat()
     if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
         raise DataError(f"text {path} changed while it was being prepared; try again")
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time writes a folder; the lock ends with the process, however it does."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _LOG.info("waiting for another process that prepares %s", folder)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _silent(what: str, size: int) -> Advance:

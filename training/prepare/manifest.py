@@ -14,6 +14,7 @@ FORMAT = 1
 SPLITS: tuple["Split", ...] = ("train", "valid", "test")
 
 Split = Literal["train", "valid", "test"]
+_NONSENSE = (AttributeError, TypeError, KeyError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,10 @@ class SplitInfo:
     tokens: int
     unknown: int
 
+    def __post_init__(self) -> None:
+        if not (isinstance(self.tokens, int) and isinstance(self.unknown, int)):
+            raise TypeError("tokens and unknown must be whole numbers")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
@@ -67,6 +72,10 @@ class Manifest:
     n_token: int
     settings: dict[str, Any]
     splits: dict[Split, SplitInfo]
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.n_token, int) and isinstance(self.settings, dict)):
+            raise TypeError("n_token must be a whole number, and settings keys with values")
 
     def save(self, folder: Path) -> None:
         """Writes ``prepared.json``, whole or not at all."""
@@ -85,7 +94,7 @@ class Manifest:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             found = values.pop("format")
-        except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+        except (OSError, ValueError, *_NONSENSE) as error:
             raise DataError(f"{path} is damaged: {error}; prepare again") from None
         if found != FORMAT:
             raise DataError(
@@ -94,7 +103,7 @@ class Manifest:
         try:
             splits = {name: _split(values["splits"][name]) for name in values["splits"]}
             return cls(**{**values, "splits": splits})
-        except (TypeError, KeyError) as error:
+        except _NONSENSE as error:
             raise DataError(f"{path} is damaged: {error}; prepare again") from None
 
 

@@ -101,7 +101,7 @@ def map_ids(
     """As ``open_ids``, without looking at the ids."""
     path = ids_path(folder, split)
     try:
-        ids: Ids = np.load(path, mmap_mode=mode)
+        ids: Ids = np.lib.format.open_memmap(path, mode=mode)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"tokens {path} are missing or damaged: {error}; prepare again") from None
     expected = (id_dtype(manifest.n_token), (manifest.splits[split].tokens,))
@@ -119,8 +119,7 @@ def _check_ids(ids: Ids, path: Path, *, n_token: int) -> None:
         file.seek(getattr(ids, "offset", 0))
         for begin in range(0, len(ids), _CHECKED):
             part = np.fromfile(file, dtype=ids.dtype, count=min(_CHECKED, len(ids) - begin))
-            worst = max(int(part.max()), -int(part.min()) + n_token - 1)
-            if worst >= n_token:
+            if part.min() < 0 or part.max() >= n_token:
                 at = int(np.flatnonzero((part < 0) | (part >= n_token))[0])
                 raise DataError(
                     f"ids in {path} must be in [0, {n_token}), got {int(part[at])} at position "

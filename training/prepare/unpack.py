@@ -20,7 +20,10 @@ _BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOF
 
 def is_archive(path: Path) -> bool:
     """Whether a file is a zip or tar archive, by its contents."""
-    return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
+    try:
+        return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
+    except _BROKEN:  # one that is cut off soon after its beginning; unpacking will tell
+        return True
 
 
 def unpack(archive: Path, names: Sequence[str], folder: Path) -> None:

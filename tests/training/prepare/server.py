@@ -57,7 +57,9 @@ def answer(handler: BaseHTTPRequestHandler, site: Site) -> None:
         return
     begin = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and site.ranges else 0
     if begin >= len(data) > 0:
-        handler.send_error(416)
+        handler.send_response(416)
+        handler.send_header("Content-Range", f"bytes */{len(data)}")
+        handler.end_headers()
         return
     if begin:
         handler.send_response(206)

@@ -5,6 +5,7 @@ import io
 import tarfile
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def published(corpus: Corpus, site: Site, archive: bytes) -> Corpus:
     if corpus.archive is not None:
         sha256 = hashlib.sha256(archive).hexdigest()
         url = f"{site.url}/{corpus.archive.name}"
-        remote = replace(corpus.archive, urls=(url,), size=len(archive), sha256=sha256)
+        remote = replace(corpus.archive, urls=(url,), sha256=sha256)
         return replace(corpus, archive=remote)
     return replace(
         corpus,
@@ -61,7 +62,6 @@ def published(corpus: Corpus, site: Site, archive: bytes) -> Corpus:
             split: Remote(
                 name=name,
                 urls=(f"{site.url}/{name}",),
-                size=len(PENN[name]),
                 md5=hashlib.md5(PENN[name]).hexdigest(),
             )
             for split, name in corpus.files.items()
@@ -110,6 +110,27 @@ def test_a_folder_that_lacks_files(
     write(tmp_path, {name: data for name, data in files.items() if "train" in name})
     with pytest.raises(DataError, match=message):
         obtain(corpus, tmp_path, Where(folder=tmp_path / "unused"), quiet)
+
+
+def test_another_archive_is_not_taken_for_the_one_before(tmp_path: Path) -> None:
+    where = Where(folder=tmp_path / "source")
+    for word in (b"first", b"second"):
+        changed = WIKI | {"wiki.test.tokens": word}
+        (tmp_path / "wiki.zip").write_bytes(zipped(changed))
+        found = obtain(WIKITEXT_103, tmp_path / "wiki.zip", where, quiet)
+        assert found["test"].read_bytes() == word
+    before = found["test"].stat().st_mtime_ns
+    assert obtain(WIKITEXT_103, tmp_path / "wiki.zip", where, quiet) == found
+    assert found["test"].stat().st_mtime_ns == before
+
+
+def test_two_at_once_download_once(tmp_path: Path, site: Site) -> None:
+    corpus = published(WIKITEXT_103, site, site.files["/wikitext-103-v1.zip"])
+    where = Where(folder=tmp_path / "source")
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: obtain(corpus, None, where, quiet), range(4)))
+    assert {path.name: path.read_bytes() for path in found[0].values()} == WIKI
+    assert len(site.asked) == 1
 
 
 @pytest.mark.parametrize("archive", [zipped(WIKI), tarred(WIKI)])
@@ -164,7 +185,7 @@ def test_a_mirror_must_give_the_published_bytes(tmp_path: Path, site: Site) -> N
     other = zipped(WIKI | {"wiki.test.tokens": b"forged\n"})
     site.files["/mirror.zip"] = other
     where = Where(folder=tmp_path, url=f"{site.url}/mirror.zip")
-    with pytest.raises(DataError, match=r"bytes, the published wikitext-103-v1.zip has|sha256"):
+    with pytest.raises(DataError, match=r"wikitext-103-v1.zip must have the sha256"):
         obtain(corpus, None, where, quiet)
     told = replace(where, sha256=hashlib.sha256(other).hexdigest())
     assert obtain(corpus, None, told, quiet)["test"].read_bytes() == b"forged\n"
@@ -187,7 +208,8 @@ def test_no_network_says_what_to_do(tmp_path: Path) -> None:
         r"wiki.valid.tokens, wiki.test.tokens into a folder and run `deqlm prepare wikitext-103"
     )
     with pytest.raises(DataError, match=message):
-        obtain(corpus, None, where, quiet)
+        obtain(corpus, None, replace(where, folder=tmp_path / "new" / "source"), quiet)
+    assert not (tmp_path / "new").exists()
 
 
 def test_plain_files_of_wikitext_have_no_checksum(tmp_path: Path) -> None:
@@ -221,6 +243,12 @@ def test_a_member_that_is_there_twice(tmp_path: Path) -> None:
     (tmp_path / "archive").write_bytes(tarred({"a.txt": b"1", "x/a.txt": b"2"}))
     with pytest.raises(DataError, match=r"one file called a.txt, it has 2 files called a.txt"):
         unpack(tmp_path / "archive", ["a.txt"], tmp_path)
+
+
+def test_an_archive_cut_off_after_its_beginning(tmp_path: Path) -> None:
+    (tmp_path / "ptb.tgz").write_bytes(tarred(PENN)[:40])
+    with pytest.raises(DataError, match=r"archive .*ptb.tgz is damaged|neither a folder nor"):
+        obtain(PTB, tmp_path / "ptb.tgz", Where(folder=tmp_path / "source"), quiet)
 
 
 @pytest.mark.parametrize("pack", [zipped, tarred])

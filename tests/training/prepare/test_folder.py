@@ -17,6 +17,7 @@ from training.data import open_prepared
 from training.errors import DataError
 from training.prepare import encode as encoding
 from training.prepare import folder as preparing
+from training.prepare import lock as locking
 from training.prepare import text as reading
 from training.prepare.folder import Outcome, prepare_texts
 from training.prepare.manifest import Split
@@ -189,17 +190,42 @@ def test_where_utf8_breaks_in_a_later_piece(
 
 
 def test_a_missing_text_and_a_folder_in_its_place(texts: dict[Split, Path], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"cannot read valid text .*none.txt: no such file"):
+    with pytest.raises(DataError, match=r"cannot read valid text .*none.txt: No such file"):
         again(texts | {"valid": tmp_path / "none.txt"}, tmp_path / "out")
     with pytest.raises(DataError, match=r"valid text .* must be a file, got a folder"):
         again(texts | {"valid": tmp_path}, tmp_path / "out")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match=r"valid text .*pipe must be a file, got a pipe or a dev"):
+        again(texts | {"valid": tmp_path / "pipe"}, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "vocab.txt", "train.npy"])
+def test_files_of_somebody_else_are_left_alone(
+    texts: dict[Split, Path], tmp_path: Path, name: str
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("mine")
+    with pytest.raises(DataError, match=rf"{name} was not made by deqlm prepare; name another"):
+        prepare_texts(texts, out, WORDS, remake="changed")
+    assert [(path.name, path.read_text()) for path in out.iterdir()] == [(name, "mine")]
+    assert prepare_texts(texts, out, WORDS, remake="always").made
+
+
+def test_a_text_is_not_overwritten(texts: dict[Split, Path], made: Path) -> None:
+    (made / "vocab.txt").write_text(TRAIN)
+    with pytest.raises(DataError, match=r"train text .*vocab.txt would be overwritten"):
+        prepare_texts(texts | {"train": made / "vocab.txt"}, made, WORDS, remake="always")
+    assert (made / "vocab.txt").read_text() == TRAIN
 
 
 def test_an_output_that_cannot_be_written(texts: dict[Split, Path], tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(DataError, match=r"cannot write .*taken: File exists"):
         again(texts, tmp_path / "taken")
+    with pytest.raises(DataError, match=r"cannot write .*xxx: File name too long"):
+        again(texts, tmp_path / ("x" * 300))
 
 
 def test_a_vocabulary_that_does_not_fit_leaves_what_is_there(
@@ -246,7 +272,7 @@ def test_a_folder_is_written_by_one_at_a_time(texts: dict[Split, Path], tmp_path
     out.mkdir()
     handler = logging.Handler()
     handler.emit = lambda record: waiting.set()  # type: ignore[method-assign]
-    logger = logging.getLogger(preparing.__name__)
+    logger = logging.getLogger(locking.__name__)
     logger.addHandler(handler)
     level = logger.level
     logger.setLevel(logging.INFO)
@@ -266,9 +292,15 @@ def test_a_folder_is_written_by_one_at_a_time(texts: dict[Split, Path], tmp_path
 
 
 def test_what_a_killed_process_left_is_no_prepared_folder_and_goes(
-    texts: dict[Split, Path], made: Path
+    texts: dict[Split, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (made / "prepared.json").unlink()
+    def killed(*arguments: object) -> None:
+        raise SystemExit
+
+    made = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(preparing.Manifest, "save", killed)
+        again(texts, made)
     (made / ".train.npy.1234.tmp").write_text("half")
     with pytest.raises(DataError, match="is not a prepared folder"):
         open_prepared(made)
@@ -285,10 +317,30 @@ def test_another_format(made: Path) -> None:
         open_prepared(made)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', '{"format": 1, "splits": 3}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "[" * 100_000, '{"format": 1}', '{"format": 1, "splits": 3}', '{"format": []'],
+)
 def test_a_damaged_manifest(made: Path, content: str) -> None:
     (made / "prepared.json").write_text(content)
     with pytest.raises(DataError, match=r"prepared.json is damaged"):
+        open_prepared(made)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("n_token", "9"), ("settings", []), ("splits", {"train": {"tokens": "9"}})]
+)
+def test_a_manifest_with_values_of_other_types(made: Path, key: str, value: object) -> None:
+    values = json.loads((made / "prepared.json").read_text())
+    (made / "prepared.json").write_text(json.dumps(values | {key: value}))
+    with pytest.raises(DataError, match=r"prepared.json is damaged"):
+        open_prepared(made)
+
+
+def test_an_array_that_is_an_archive(made: Path) -> None:
+    with (made / "train.npy").open("wb") as file:
+        np.savez(file, ids=np.zeros(3))
+    with pytest.raises(DataError, match=r"train.npy are missing or damaged"):
         open_prepared(made)
 
 
