@@ -52,6 +52,7 @@ def torchrun(given: TrainOptions, path: Path, *, more: Sequence[str] = ()) -> su
     )
 
 
+@pytest.mark.timeout(300)
 def test_two_ranks_give_the_losses_of_one(tmp_path: Path) -> None:
     """One rank, then two, then one, against one all the way."""
     Trainer(options(tmp_path, "one", max_steps=30)).run()
@@ -85,6 +86,7 @@ def until_a_state_is_there(process: subprocess.Popen[str]) -> str:
     raise AssertionError("".join(seen))
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("number", "rank"),
     [
