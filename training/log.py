@@ -128,7 +128,7 @@ def read_line(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         values = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) else None
 

@@ -24,6 +24,7 @@ _FINGERPRINT_DIGITS = 16
 _LEAST_WORDS = 2
 _TOO_HIGH = re.compile(r"size too high .*<= (\d+)", re.DOTALL)
 _TOO_LOW = re.compile(r"smaller than required_chars\. \d+ vs (\d+)")
+_NO_LINES = "!sentences_.empty()"
 _LEAST_PIECES = 259  # <eos>, <unk>, the newline, 256 bytes
 
 
@@ -169,4 +170,9 @@ def _explained(error: TokenizerTrainingError, train: Text, plan: TokenizerPlan) 
                 f"vocab_size must be {bound} {found[1]} for text {train.path}, got "
                 f"{plan.vocab_size} (--vocab-size of prepare, --data.vocab-size of train)"
             )
+    if _NO_LINES in str(error):
+        return DataError(
+            f"text {train.path} must have lines to train sentencepiece on, neither empty nor "
+            "longer than 1 MiB; end its lines, or take words (tokenizer_kind)"
+        )
     return error

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import struct
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from training.options.train import TrainOptions
 from training.report.charts import MOST_POINTS, charts, thinned
 from training.report.command import main, write_report
 from training.report.page import page
-from training.report.reading import ReportError, RunLog, read_run, read_runs
+from training.report.reading import ReportError, RunLog, read_run, read_runs, series
 from training.report.tables import details, tables
 
 TITLES = [
@@ -211,6 +212,11 @@ def test_texts_of_a_log_are_escaped(tmp_path: Path) -> None:
     text = page(read_runs([written(tmp_path / "<b>", start(), BAD)]))
     assert "<td>the loss is a &lt;spike&gt;</td>" in text
     assert "<h1>&lt;b&gt;</h1>" in text
+    evil = "</td><script>alert('1')</script>"
+    options = {"data": {"train": evil, evil: evil}, evil: {evil: evil}, "model": evil}
+    bad = BAD | {"action": evil, "step": 150.5}
+    runs = [written(tmp_path / name, start() | {"options": options}, bad) for name in "ab"]
+    assert "script" not in Checker(page(read_runs(runs))).tags
 
 
 def test_the_weight_of_the_jacobian_term_is_that_of_the_options(tmp_path: Path) -> None:
@@ -373,6 +379,26 @@ def test_fields_of_the_wrong_kind_are_left_out(
             assert all(value is None or math.isfinite(value) for value in curve.y)
 
 
+@pytest.mark.parametrize("size", ["1e308", "-1e308", "1" + "0" * 400, "1e400", "NaN"])
+def test_numbers_that_no_axes_have_room_for_are_left_out(tmp_path: Path, size: str) -> None:
+    lines = f'{{"event": "step", "step": 2, "loss": {size}, "lr": {size}, "grad_norm": {size}}}\n'
+    lines += f'{{"event": "step", "step": {size}, "loss": 1}}\n'
+    runs = read_runs([written(tmp_path / "a", step(1), step(3), tail=lines)])
+    page(runs)
+    assert [record["step"] for record in runs[0].steps] == [1, 3, 2]
+    assert series(runs[0].steps, "loss")[0] == [1, 3]
+
+
+def test_a_line_of_brackets_is_damaged(tmp_path: Path) -> None:
+    tail = "[" * 100_000 + "\n" + json.dumps(step(2)) + "\n"
+    assert read_run(written(tmp_path / "a", step(1), tail=tail)).unreadable == 1
+
+
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    path = write_report([written(tmp_path / os.fsdecode(b"a\xff"), start())])
+    assert "<h1>a?</h1>" in path.read_text(encoding="utf-8")
+
+
 def test_long_curves_are_means_of_neighbours() -> None:
     x = [float(i) for i in range(4 * MOST_POINTS + 1)]
     thin_x, thin_y = thinned(x, [2 * value for value in x])
@@ -398,6 +424,12 @@ def test_errors_are_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().err.startswith("deqlm report: ")
     assert main([str(run), "--out", str(run / "log.jsonl" / "a.html")], "deqlm report") == 1
     assert "the report cannot be written to" in capsys.readouterr().err
+    assert main([str(run), "--out", ""], "deqlm report") == 1
+    assert "out must name a file, got ." in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        main([], "deqlm report")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.splitlines()[1:] == ["`deqlm report --help` tells what it takes"]
 
 
 def test_without_matplotlib_the_error_names_the_extra(

@@ -128,3 +128,11 @@ def test_a_tokenizer_that_is_none(tmp_path: Path) -> None:
         open_tokenizer(tmp_path / "tokenizer.model")
     with pytest.raises(TokenizerError, match=r"neither vocab.txt nor tokenizer.model"):
         open_tokenizer(tmp_path / "..")
+
+
+@pytest.mark.parametrize("content", ["\n\n\n", "word " * 300_000])
+def test_a_text_without_lines_to_train_on(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"text.txt must have lines to train sentencepiece on"):
+        build(path, vocab_size=300)

@@ -1,8 +1,9 @@
 """The command ``deqlm report``."""
 
-import argparse
 import sys
 from pathlib import Path
+
+from cli.parser import Parser, Tall
 
 EXIT_OK = 0
 EXIT_FAILURE = 1
@@ -41,9 +42,12 @@ def write_report(runs: list[Path], out: Path | None = None) -> Path:
 
     text = page(read_runs(runs))
     path = out if out is not None else _place(runs)
+    if not path.name:
+        raise ReportError(f"out must name a file, got {path}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
+        # A folder's name need not be text; what is none in it is shown as question marks.
+        write_whole(path, lambda file: file.write_bytes(text.encode("utf-8", "replace")))
     except OSError as error:
         raise ReportError(f"the report cannot be written to {path}: {error.strerror}") from error
     return path
@@ -55,9 +59,10 @@ def _place(runs: list[Path]) -> Path:
     return (runs[0].parent if runs[0].is_file() else runs[0]) / NAME
 
 
-def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser(prog: str) -> Parser:
+    parser = Parser(
         prog=prog,
+        formatter_class=Tall,
         description="Write one HTML page with the curves of a training run, or of several side "
         "by side. It needs no network and no script. A run that is still going can be read.",
     )

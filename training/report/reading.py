@@ -15,6 +15,7 @@ from training.log import read_line
 LOG = "log.jsonl"
 _CARD_OPTIONS = re.compile(r"^```json\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _LONGEST_HEADER = 1 << 26
+_LARGEST = 1e100
 
 Record = Mapping[str, Any]
 
@@ -66,10 +67,10 @@ class RunLog:
 
 
 def finite(value: Any) -> float | None:
-    """The value as a number; None if it is none, or not finite."""
+    """The value as a number; None if it is none, not finite, or too large to draw axes for."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) else None
+    return float(value) if abs(value) < _LARGEST else None
 
 
 def series(records: Iterable[Record], *names: str) -> tuple[list[float], list[float]]:
