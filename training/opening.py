@@ -4,6 +4,7 @@ All that can be refused is refused here, before the run writes anything but its 
 """
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from training.data import BlockLengths, PreparedData, Streams, open_data
 from training.distributed import Ranks, rank_device
 from training.errors import DataError, OptionsError, ResumeError
 from training.options.train import TrainOptions
+from training.progress import stage
 from training.state import RunState, check_options, check_vocabulary, load_state, newest_state
 from training.validation import batch_size
 
@@ -63,26 +65,34 @@ def open_run(options: TrainOptions, ranks: Ranks) -> Opening:
     if state is not None:
         check_options(state, options)
     lengths = _lengths(options)
-    data = open_data(
-        options.data,
-        out=options.run.out,
-        seed=options.run.seed,
-        remake="changed" if state is None else "never",
-    )
+    with _stage("reading the data", ranks):
+        data = open_data(
+            options.data,
+            out=options.run.out,
+            seed=options.run.seed,
+            remake="changed" if state is None else "never",
+        )
     if state is not None:
         check_vocabulary(state, data.manifest.tokenizer)
     streams, valid = _cut(data, options, ranks)
     generator = torch.Generator(device).manual_seed(options.run.seed)
+    with _stage("making the model", ranks):
+        model = _make_model(options, data.tokenizer.n_token, device, generator)
     return Opening(
         tokenizer=data.tokenizer,
         vocabulary=data.manifest.tokenizer,
         streams=streams,
         valid=valid,
         lengths=lengths,
-        model=_make_model(options, data.tokenizer.n_token, device, generator),
+        model=model,
         generator=generator,
         state=state,
     )
+
+
+def _stage(text: str, ranks: Ranks) -> AbstractContextManager[None]:
+    """Shows what takes its time before the first step; one rank does so for all."""
+    return stage(text) if ranks.is_first else nullcontext()
 
 
 def _check_ranks(options: TrainOptions, ranks: Ranks) -> None:

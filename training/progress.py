@@ -1,8 +1,6 @@
 """What a run shows while it goes: two lines on a terminal, now and then one in a file."""
 
-import logging
 import math
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -19,11 +17,8 @@ from rich.segment import ControlType
 from rich.table import Table
 from rich.text import Text
 
-from training.log import Averages, JsonLog
+from training.terminal import can_repaint, logging_through, open_console, write_line
 
-__all__ = ["Averages", "JsonLog", "ProgressBar", "stage"]
-
-_LOG = logging.getLogger(__name__)
 _FRAME_S = 0.2
 """Least time between two pictures of the bar."""
 _LINE_S = 30.0
@@ -41,12 +36,12 @@ def stage(text: str, *, stream: TextIO | None = None) -> Iterator[None]:
         text: such as "reading the data".
         stream: to show it on; standard error if None.
     """
-    console = _console(stream)
-    if not _live(console):
-        _line(console, f"{text} ...")
+    console = open_console(stream)
+    if not can_repaint(console):
+        write_line(console, f"{text} ...")
         yield
         return
-    with _logging_through(console), console.status(text + " ..."):
+    with logging_through(console), console.status(text + " ..."):
         yield
 
 
@@ -64,16 +59,16 @@ class ProgressBar:
             done: those before this process began.
             stream: to show it on; standard error if None.
         """
-        self._console = _console(stream)
+        self._console = open_console(stream)
         self._view = _View(total=total, done=done, ascii_only=self._console.options.ascii_only)
-        self._live = _SteadyLive(self._view, self._console) if _live(self._console) else None
-        self._through = _logging_through(self._console)
+        self._live = _SteadyLive(self._view, self._console) if can_repaint(self._console) else None
+        self._through = logging_through(self._console)
         self._shown_at, self._shown_step = -math.inf, done
         self._line_at, self._line_step = -math.inf, done
 
     def __enter__(self) -> Self:
         if self._live is None:
-            _line(self._console, self._view.line("the first step comes ..."))
+            write_line(self._console, self._view.line("the first step comes ..."))
         else:
             self._through.__enter__()
             self._live.start()
@@ -89,7 +84,7 @@ class ProgressBar:
             self._live.stop()
             self._through.__exit__(None, None, None)
         elif self._line_step != self._view.step:
-            _line(self._console, self._view.line())
+            write_line(self._console, self._view.line())
 
     def advance(self, step: int) -> None:
         """Moves to a number of steps done."""
@@ -114,7 +109,7 @@ class ProgressBar:
             nfe = values.get("nfe")
             calls = "" if nfe is None else f", {nfe:.1f} calls of f a block"
             told = f"validation perplexity {_figure(values.get('perplexity'))}{calls}"
-            _line(self._console, self._view.line(told))
+            write_line(self._console, self._view.line(told))
 
     def bad_step(self, values: Mapping[str, Any]) -> None:
         """Counts a bad step; the run's log messages tell which and why."""
@@ -134,7 +129,7 @@ class ProgressBar:
 
     def _write_line(self) -> None:
         self._line_at, self._line_step = self._view.now, self._view.step
-        _line(self._console, self._view.line())
+        write_line(self._console, self._view.line())
 
 
 class _View:
@@ -267,56 +262,6 @@ class _SteadyLive:
                 Control((ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1))
             )
         self._widths = []
-
-
-def _console(stream: TextIO | None) -> Console:
-    return Console(file=stream or sys.stderr, highlight=False, soft_wrap=False)
-
-
-def _live(console: Console) -> bool:
-    """Whether lines can be painted over. Asks the stream: FORCE_COLOR makes rich say yes."""
-    return console.file.isatty() and not console.is_dumb_terminal
-
-
-def _line(console: Console, text: str) -> None:
-    """A line of plain text; a reader that has gone ends the lines, not the run."""
-    try:
-        console.file.write(text + "\n")
-        console.file.flush()
-    except (OSError, UnicodeEncodeError):
-        _LOG.debug("a line of progress could not be shown", exc_info=True)
-
-
-@contextmanager
-def _logging_through(console: Console) -> Iterator[None]:
-    """Log messages for the same stream go above what is painted, not into it."""
-    handlers = [
-        handler
-        for handler in logging.getLogger().handlers
-        if isinstance(handler, logging.StreamHandler) and handler.stream is console.file
-    ]
-    through = _Above(console)
-    before = [handler.setStream(through) for handler in handlers]
-    try:
-        yield
-    finally:
-        for handler, stream in zip(handlers, before, strict=True):
-            handler.setStream(stream or console.file)
-
-
-class _Above:
-    """A stream whose whole lines are printed above a live display."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-
-    def write(self, text: str) -> int:
-        if text.rstrip("\n"):
-            self._console.print(Text(text.rstrip("\n")), soft_wrap=True)
-        return len(text)
-
-    def flush(self) -> None:
-        """Nothing waits."""
 
 
 def _figure(value: float | None) -> str:

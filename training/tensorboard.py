@@ -39,8 +39,7 @@ def open_board(switch: Switch, folder: Path, *, step: int) -> "TensorBoard | Non
         step: steps done: what was written there of later ones is purged.
 
     Raises:
-        OptionsError: it is on, and the package is not installed.
-        OSError: the folder cannot be written.
+        OptionsError: it is on, and the package is not installed; the folder cannot be written.
     """
     if switch == "off":
         return None
@@ -55,7 +54,13 @@ def open_board(switch: Switch, folder: Path, *, step: int) -> "TensorBoard | Non
             "the extra train has it: pip install 'deqlm[train]'; or set run.tensorboard to auto "
             "or off"
         ) from error
-    return TensorBoard(folder, step=step)
+    try:
+        return TensorBoard(folder, step=step)
+    except OSError as error:
+        raise OptionsError(
+            f"run.tensorboard cannot be {switch}: {folder} cannot be written: {error.strerror}; "
+            "set it to off"
+        ) from error
 
 
 class TensorBoard:

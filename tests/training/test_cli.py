@@ -77,7 +77,7 @@ def test_impossible_options(
             ["--model.tgt-len", "5000"],
             r"model.tgt_len must be at most \d+ for a text of \d+ tokens .* got 5000",
         ),
-        (["--data.train", "missing.txt"], r"cannot read train text missing.txt: no such file"),
+        (["--data.train", "missing.txt"], r"cannot read train text missing.txt: No such file"),
         (["--data.tokenizer", "missing"], r"missing"),
     ],
 )
@@ -105,7 +105,10 @@ def test_train_then_eval(tmp_path: Path, config: Path, capsys: pytest.CaptureFix
     flags = ["--model", str(model), "--data", str(text), "--batch-size", "4", "--tol", "1e-6"]
     kept = tmp_path / "nll.npz"
     assert eval_main([*flags, "--json", "--per-token", str(kept)], "deqlm eval") == 0
-    report = json.loads(capsys.readouterr().out)
+    shown = capsys.readouterr()
+    assert shown.err.startswith("reading the data ...\n")
+    assert "making the model ...\n" in shown.err
+    report = json.loads(shown.out)
     assert report["perplexity"] == pytest.approx(math.exp(report["mean_nll"]))
     assert report["unconverged"] == 0
     assert report["nfe"] > 1

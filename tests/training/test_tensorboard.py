@@ -91,6 +91,12 @@ def test_without_the_package_only_on_is_an_error(
     assert not (tmp_path / "board").exists()
 
 
+def test_a_folder_that_cannot_be_is_told(tmp_path: Path) -> None:
+    (tmp_path / "board").write_text("")
+    with pytest.raises(OptionsError, match=r"run.tensorboard cannot be auto: .*board.*File exists"):
+        open_board("auto", tmp_path / "board", step=0)
+
+
 def test_a_full_disk_ends_neither_run_nor_board(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
