@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import textwrap
 from typing import Any, NoReturn
 
 EXIT_USAGE = 2
@@ -28,6 +29,13 @@ class Tall(argparse.HelpFormatter):
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=_INDENT, width=_WIDTH)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        """Names of recipes and flags have hyphens, at which they must not be broken."""
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(indent + line for line in self._split_lines(text, width - len(indent)))
 
 
 def positive_seconds(text: str) -> float:

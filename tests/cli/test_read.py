@@ -252,3 +252,15 @@ def test_help(
         "packaged options: large, small",
     ):
         assert expected in words
+
+
+def test_help_breaks_no_name_at_its_hyphens(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"a-long-name-of-a-recipe-{i}" for i in range(9)]
+    for name in names:
+        (tmp_path / "recipes" / f"{name}.yaml").write_text("")
+    with pytest.raises(SystemExit):
+        made(command, "--help")
+    words = capsys.readouterr().out.replace(",", "").split()
+    assert set(names) <= set(words)

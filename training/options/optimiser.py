@@ -17,7 +17,7 @@ class OptimiserOptions:
     Attributes:
         method: adam, adamw, sgd, adagrad or rmsprop, as torch.optim has them.
         lr: highest learning rate.
-        min_lr: lowest learning rate: the cosine's at the last step, the plateau's at most.
+        min_lr: lowest learning rate: where the cosine ends, and where the plateau stops falling.
         schedule: what follows the warm-up: half a cosine down to min_lr at the last step; lr times
             the root of warmup_steps / step (inverse_root); a lower rate whenever the validation
             loss has stopped falling (plateau); or lr for good (constant).
