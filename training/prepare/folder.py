@@ -78,7 +78,8 @@ def prepare_texts(
     try:
         return _prepare(job, remake)
     except OSError as error:
-        raise DataError(f"cannot write {out}: {error.strerror or error}") from None
+        where = error.filename or out
+        raise DataError(f"cannot prepare {out}: {where}: {error.strerror or error}") from None
 
 
 def _prepare(job: "_Job", remake: Remake) -> Outcome:

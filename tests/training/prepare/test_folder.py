@@ -222,9 +222,9 @@ def test_a_text_is_not_overwritten(texts: dict[Split, Path], made: Path) -> None
 
 def test_an_output_that_cannot_be_written(texts: dict[Split, Path], tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
-    with pytest.raises(DataError, match=r"cannot write .*taken: File exists"):
+    with pytest.raises(DataError, match=r"cannot prepare .*taken: .*taken: File exists"):
         again(texts, tmp_path / "taken")
-    with pytest.raises(DataError, match=r"cannot write .*xxx: File name too long"):
+    with pytest.raises(DataError, match=r"cannot prepare .*: File name too long"):
         again(texts, tmp_path / ("x" * 300))
 
 
