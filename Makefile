@@ -36,8 +36,8 @@ proto: $(INSTALLED) ## generate the gRPC stubs that are out of date
 slow: setup ## the tests that take longer
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
 
-accuracy: setup ## what tolerance, number format and cutting cost the bundled model
-	$(BIN)/python benchmarks/accuracy.py models/shakespeare-ift-jr data/corpus/test.txt.xz
+accuracy: setup ## what tolerance, number format and cutting cost the default model
+	$(BIN)/python benchmarks/accuracy.py models/shakespeare-ift data/corpus/test.txt.xz
 
 bench-training: setup ## training against a plain baseline: speed, loss curves, memory
 	$(BIN)/python -m benchmarks.training
