@@ -22,6 +22,8 @@ def from_file(file: Path | Traversable, name: str, options: Mapping[str, Option]
     groups = {option.group for option in options.values() if option.group}
     for key, value in load(file, name).items():
         if key not in groups:
+            if key not in options and isinstance(value, dict):
+                raise ValueError(f"unknown key {key} in {name}{closest(key, groups)}")
             found |= _checked(key, value, name, options)
         elif isinstance(value, dict):
             for inner, item in value.items():
@@ -93,9 +95,14 @@ def _parsed(option: Option, text: str, name: str) -> Any:
 
 
 def closest(word: str, known: Iterable[str], *, before: str = "") -> str:
-    """The hint that names the most similar of the known words, or nothing."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
-    return f"; did you mean {before}{near[0]}?" if near else ""
+    """The hint that names the most similar of the known words, or nothing.
+
+    An option's own name, without its group, stands for the options called so.
+    """
+    words = list(known)
+    near = [one for one in words if one.partition(".")[2] == word]
+    near = near or difflib.get_close_matches(word, words, n=1, cutoff=0.7)
+    return f"; did you mean {' or '.join(before + one for one in near)}?" if near else ""
 
 
 def missing(values: Mapping[str, Any], options: Sequence[Option]) -> str | None:

@@ -120,6 +120,8 @@ def test_spellings_of_flags(command: Command) -> None:
         (["--engine.power", "9", "--engine.turbo"], "engine: a turbo needs 10 kW, got 9.0"),
         (["--engine.powr", "9"], "unknown option --engine.powr; did you mean --engine.power?"),
         (["--engine.pow", "9"], "unknown option --engine.pow; did you mean --engine.power?"),
+        (["--gears", "2"], "unknown option --gears; did you mean --engine.gears?"),
+        (["--paint_name", "a"], "unknown option --paint-name; did you mean --body.paint-name?"),
         (["--zzz"], "unknown option --zzz"),
         (["car"], "unexpected argument car"),
         (["--recipe", "huge"], "--recipe must be one of large, small, got huge"),
@@ -138,7 +140,9 @@ def test_usage_errors(
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"engin: {}", "unknown key engin in FILE"),
+        (b"engin: {power: 1}", "unknown key engin in FILE; did you mean engine?"),
+        (b"enginegears: {power: 1}", "unknown key enginegears in FILE; did you mean engine?"),
+        (b"gears: 1", "unknown key gears in FILE; did you mean engine.gears?"),
         (
             b"engine: {gear: 3}",
             "unknown key engine.gear in FILE; did you mean engine.gears?",
