@@ -60,14 +60,16 @@ def _usage_problem(words: list[str], options: PrepareOptions) -> str:
         return f"{what}, got {name}"
     if name != "text":
         if options.valid_share:
-            return f"valid_share must be 0 for {name}, got {options.valid_share}"
+            return f"--valid-share must be 0 for {name}, got {options.valid_share}"
         return "" if len(paths) <= 1 else f"{name} takes one PATH at most, got {len(paths)}"
     if options.url is not None or options.download_dir is not None:
-        return "url and download_dir must be unset for text, which is not downloaded"
+        return "--url and --download-dir must be unset for text, which is not downloaded"
     if options.valid_share:
-        return "" if len(paths) == 1 else f"valid_share is for one text, got {len(paths)}"
+        return "" if len(paths) == 1 else f"--valid-share is for one text, got {len(paths)}"
     if len(paths) == 1:
-        return "a text to validate on must be named after the first, or valid_share be given"
+        if not Path(paths[0]).exists():
+            return f"{paths[0]} does not exist"
+        return "name a text to validate on after the first, or give --valid-share, such as 0.1"
     return "" if 2 <= len(paths) <= 3 else f"text takes TRAIN VALID [TEST], got {len(paths)} paths"
 
 

@@ -66,7 +66,7 @@ def download(remote: Remote, folder: Path, *, timeout_s: float, progress: Progre
     failures: list[str] = []
     for url in remote.urls:
         if not url.startswith(("http://", "https://")):
-            raise DataError(f"url must begin with http:// or https://, got {url}")
+            raise DataError(f"--url must begin with http:// or https://, got {url}")
         try:
             _fetch(url, part, remote, timeout_s=timeout_s, progress=progress)
             check_digest(remote, part)
@@ -76,7 +76,7 @@ def download(remote: Remote, folder: Path, *, timeout_s: float, progress: Progre
             failures.append(f"{url}: {failure}")
         except OSError as error:
             raise DataError(f"cannot write {part}: {error.strerror or error}") from None
-    raise DataError(f"cannot download {remote.name}: {'; '.join(failures)}")
+    raise DataError(f"cannot download {remote.name}: {'; then '.join(failures)}")
 
 
 def check_digest(remote: Remote, path: Path) -> None:
@@ -131,7 +131,7 @@ def _fetch(url: str, part: Path, remote: Remote, *, timeout_s: float, progress: 
         except ValueError as error:  # http://[ and http://a..b/, in the words of three modules
             raise _Failed(f"cannot be an address: {error}") from None
         fruitless = 0 if _size(part) > before else fruitless + 1
-    kept = f"; {_size(part)} bytes are kept in {part}, and asked for no more" if _size(part) else ""
+    kept = f" ({_size(part)} bytes are kept in {part} for another try)" if _size(part) else ""
     raise _Failed(reason + kept)
 
 

@@ -112,7 +112,7 @@ def split_off(text: Text, share: float, *, size: int) -> tuple[Text, Text]:
     cut = wanted + _line_end(replace(text, begin=wanted))
     if not 0 < cut < size:
         raise DataError(
-            f"text {text.path} cannot be cut at valid_share {share}: a part would have no line; "
+            f"text {text.path} cannot be cut at --valid-share {share}: a part would have no line; "
             "name a text to validate on instead"
         )
     return replace(text, end=cut), replace(text, begin=cut)

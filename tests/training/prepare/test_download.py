@@ -64,7 +64,9 @@ def test_a_cut_connection_is_gone_on_from(site: Site, tmp_path: Path) -> None:
 
 def test_a_part_of_an_earlier_run_is_not_asked_for_again(site: Site, tmp_path: Path) -> None:
     site.cut_after = [1000, 0, 0, 0]
-    with pytest.raises(DataError, match=r"the connection was cut; 1000 bytes are kept in .*\.part"):
+    with pytest.raises(
+        DataError, match=r"the connection was cut \(1000 bytes are kept in .*\.part"
+    ):
         get(remote(f"{site.url}/file.bin"), tmp_path)
     assert (tmp_path / "file.bin.part").read_bytes() == DATA[:1000]
     site.asked.clear()
@@ -125,7 +127,7 @@ def test_a_missing_file_is_told_with_its_code(site: Site, tmp_path: Path) -> Non
 
 
 def test_other_schemes_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"url must begin with http.*got file:///etc/passwd"):
+    with pytest.raises(DataError, match=r"--url must begin with http.*got file:///etc/passwd"):
         get(remote("file:///etc/passwd"), tmp_path)
 
 

@@ -17,7 +17,7 @@ from training.data import open_prepared
 from training.errors import DataError
 from training.prepare import encode as encoding
 from training.prepare import folder as preparing
-from training.prepare import lock as locking
+from training import lock as locking
 from training.prepare import text as reading
 from training.prepare.folder import Outcome, prepare_texts
 from training.prepare.manifest import Split
@@ -158,7 +158,7 @@ def test_a_share_of_one_text_is_held_out(texts: dict[Split, Path], tmp_path: Pat
 
 def test_a_text_of_one_line_has_no_share(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("a b c\n")
-    with pytest.raises(DataError, match=r"cannot be cut at valid_share 0.5"):
+    with pytest.raises(DataError, match=r"cannot be cut at --valid-share 0.5"):
         prepare_texts({"train": tmp_path / "train.txt"}, tmp_path / "o", WORDS, valid_share=0.5)
 
 
