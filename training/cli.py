@@ -6,17 +6,22 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from training.flags import parse, read_train
 from training.options.evaluation import EvalRun
 from training.options.train import TrainOptions
 
+if TYPE_CHECKING:
+    from training.trainer import Summary
+
+_LOG = logging.getLogger(__name__)
 EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_STOPPED = 130
+_STOPPING = b"\nstopping after this step, or the measurement it is in; again ends at once\n"
 
 
 def parse_train(argv: list[str], prog: str) -> TrainOptions:
@@ -67,23 +72,64 @@ def _train(options: TrainOptions) -> int:
 
     if options.run.threads:
         torch.set_num_threads(options.run.threads)
-    with open_ranks(options.run) as ranks:
+    with open_ranks(options.run) as ranks, _alone_in(options, first=ranks.is_first):
         level = logging.INFO if ranks.is_first else logging.ERROR
         logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
         trainer = Trainer(options, ranks)
         with _stopping(trainer.stop):
             summary = trainer.run()
-    log = logging.getLogger(__name__)
-    log.info("%d steps in %.0f s", summary.step, summary.seconds)
-    if summary.model is None:
-        log.info(
-            "no model yet: the run ended before its first measurement, at valid.every = %d "
-            "steps; go on with run.resume true",
-            options.valid.every,
-        )
-    else:
-        log.info("best validation loss %.4f, model in %s", summary.best_nll, summary.model)
+    _tell_end(options, summary)
     return EXIT_OK if summary.finished else EXIT_STOPPED
+
+
+def _tell_end(options: TrainOptions, summary: "Summary") -> None:
+    last, seconds = options.optimiser.max_steps, summary.seconds
+    if summary.finished:
+        _LOG.info("finished: %d steps in %.0f s", summary.step, seconds)
+    else:
+        _LOG.info(
+            "stopped after step %d of %d, %.0f s; its state is saved: go on with --run.resume",
+            summary.step,
+            last,
+            seconds,
+        )
+    if summary.model is None:
+        _LOG.info("no model yet: the first is saved after %d steps (valid.every)", _first(options))
+    else:
+        _LOG.info("best validation loss %.4f, model in %s", summary.best_nll, summary.model)
+
+
+def _first(options: TrainOptions) -> int:
+    """Steps before the first measurement."""
+    return min(options.valid.every, options.optimiser.max_steps)
+
+
+@contextmanager
+def _alone_in(options: TrainOptions, *, first: bool) -> Iterator[None]:
+    """Keeps other runs out of ``run.out``, which rank 0 holds for all.
+
+    Raises:
+        OptionsError: it cannot be a folder that is written to.
+        ResumeError: another run is writing there.
+    """
+    from training.errors import OptionsError, ResumeError
+    from training.lock import locked
+
+    out = options.run.out
+    with ExitStack() as held:
+        try:
+            if first:
+                held.enter_context(locked(out, wait=False))
+        except BlockingIOError:
+            raise ResumeError(
+                f"run.out {out} is being written by another run; wait for its end, or name another "
+                "folder"
+            ) from None
+        except OSError as error:
+            raise OptionsError(
+                f"run.out must be a folder that can be written, got {out}: {error.strerror}"
+            ) from None
+        yield
 
 
 @contextmanager
@@ -92,6 +138,8 @@ def _stopping(stop: Callable[[], None]) -> Iterator[None]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         stop()
+        if os.environ.get("RANK", "0") == "0":
+            os.write(2, _STOPPING)  # a stream may be in the middle of a line when a signal comes
         signal.signal(number, before[number])
 
     before: dict[int, Any] = {

@@ -71,6 +71,11 @@ class Journal:
         if self._bar is not None:
             self._bar.describe(values)
 
+    def measuring(self) -> None:
+        """A measurement on the validation text begins."""
+        if self._bar is not None:
+            self._bar.measuring()
+
     def valid(self, **values: Any) -> None:
         """A measurement on the validation text."""
         self._write("valid", **values)

@@ -64,6 +64,7 @@ def open_run(options: TrainOptions, ranks: Ranks) -> Opening:
     state = None if newest is None else load_state(newest, device=device)
     if state is not None:
         check_options(state, options)
+    _warn(options)
     lengths = _lengths(options)
     with _stage("reading the data", ranks):
         data = open_data(
@@ -93,6 +94,18 @@ def open_run(options: TrainOptions, ranks: Ranks) -> Opening:
 def _stage(text: str, ranks: Ranks) -> AbstractContextManager[None]:
     """Shows what takes its time before the first step; one rank does so for all."""
     return stage(text) if ranks.is_first else nullcontext()
+
+
+def _warn(options: TrainOptions) -> None:
+    """Says what is allowed and seldom meant."""
+    pretraining, steps = options.equilibrium.pretrain_steps, options.optimiser.max_steps
+    if pretraining >= steps:
+        _LOG.warning(
+            "equilibrium.pretrain_steps = %d is not below optimiser.max_steps = %d: no step will "
+            "solve for the fixed point",
+            pretraining,
+            steps,
+        )
 
 
 def _check_ranks(options: TrainOptions, ranks: Ranks) -> None:

@@ -108,8 +108,15 @@ class ProgressBar:
         else:
             nfe = values.get("nfe")
             calls = "" if nfe is None else f", {nfe:.1f} calls of f a block"
-            told = f"validation perplexity {_figure(values.get('perplexity'))}{calls}"
+            told = (
+                f"validation perplexity {_figure(values.get('perplexity'))}{calls}{_left(values)}"
+            )
             write_line(self._console, self._view.line(told))
+
+    def measuring(self) -> None:
+        """Says, where there is no bar, why the next lines are late."""
+        if self._live is None:
+            write_line(self._console, self._view.line("measuring the validation perplexity ..."))
 
     def bad_step(self, values: Mapping[str, Any]) -> None:
         """Counts a bad step; the run's log messages tell which and why."""
@@ -293,3 +300,11 @@ def duration(seconds: float | None) -> str:
         return f"{hours} h {minutes:02d} min"
     days, hours = divmod(hours, 24)
     return f"{days} d {hours} h"
+
+
+def _left(values: Mapping[str, Any]) -> str:
+    """The share of the tokens that a measurement left above the tolerance."""
+    unconverged, scored = values.get("unconverged"), values.get("scored_tokens")
+    if unconverged is None or not scored:
+        return ""
+    return f", {100 * unconverged / scored:.0f} % of the tokens above the tolerance"

@@ -180,6 +180,7 @@ class Trainer:
             self._save(journal)
 
     def _validate(self, journal: Journal) -> None:
+        journal.measuring()
         found = measure(self.model, self._opening.valid, self.options, self._ranks)
         self._stepper.schedule.observe(found.mean_nll)
         journal.valid(step=self._progress.step, **dataclasses.asdict(found))

@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from training.cli import eval_main, parse_eval, parse_train, train_main
+from training.lock import locked
 
 from .runs import tiny, write_texts
 
@@ -178,8 +179,41 @@ def test_a_signal_ends_the_run_with_its_state_saved(
             break
     _, rest = process.communicate(timeout=60)
     assert process.returncode == 130, "".join(seen) + rest
+    assert "stopping after this step" in rest
+    assert re.search(r"stopped after step \d+ of 1000000, .* --run\.resume", rest), rest
     saved = list((tmp_path / "out" / "checkpoints").iterdir())
     assert len(saved) == 1
     log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     last = max(line["step"] for line in log if line["event"] == "step")
     assert saved[0].name == f"step-{last:08d}.pt"
+
+
+def test_another_run_in_the_folder_is_waited_for_by_nobody(
+    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    with locked(out):
+        assert train_main(["--config", str(config)], "deqlm train") == 1
+        assert list(out.iterdir()) == []
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith(f"deqlm train: run.out {out} is being written by another run")
+    assert train_main(["--config", str(config), "--run.tensorboard", "off"], "deqlm train") == 0
+
+
+def test_a_folder_that_cannot_be(
+    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "train.txt"
+    assert train_main(["--config", str(config), "--run.out", str(out)], "deqlm train") == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"deqlm train: run.out must be a folder that can be written, got {out}: File exists"
+    )
+
+
+def test_pretraining_alone_is_warned_of(
+    config: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    flags = ["--optimiser.max-steps", "2", "--run.tensorboard", "off"]
+    assert train_main(["--config", str(config), *flags], "deqlm train") == 0
+    assert "pretrain_steps = 4 is not below optimiser.max_steps = 2" in caplog.text
+    assert "of the tokens above the tolerance" in capsys.readouterr().err

@@ -86,6 +86,10 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
             "data.train must be unset where data.prepared is missing, which has its own, got text",
         ),
         (
+            ["--data.vocab-size", "2048"],
+            "data.vocab_size must be unset where data.prepared is missing, which has its own, got",
+        ),
+        (
             ["--recipe", "model-ift", "--equilibrium.jac-loss-freq", "2"],
             "equilibrium.jac_loss_freq must be in [0, 1], got 2.0",
         ),

@@ -1,5 +1,6 @@
 """What to train on."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -58,8 +59,9 @@ class DataOptions:
                 )
 
     def _check_prepared(self, folder: Path) -> None:
-        for name in ("train", "valid", "tokenizer"):
-            if getattr(self, name) is not None:
+        fields = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in ("train", "valid", "tokenizer", "tokenizer_kind", "vocab_size"):
+            if getattr(self, name) != fields[name]:
                 raise OptionsError(
                     f"data.{name} must be unset where data.prepared is {folder}, which has its "
                     f"own, got {getattr(self, name)}"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from deq_model.files import write_whole
 from training.errors import DataError
+from training.lock import locked
 from training.prepare.download import Remote, check_digest, download
 from training.prepare.folder import Progress
-from training.prepare.lock import locked
 from training.prepare.manifest import SPLITS, Split
 from training.prepare.unpack import is_archive, unpack
 
@@ -93,6 +93,8 @@ def find_files(corpus: Corpus, folder: Path) -> dict[Split, Path]:
     Raises:
         DataError: it is no folder, or lacks a file; the message names what is missing.
     """
+    if not folder.exists():
+        raise DataError(f"{folder} does not exist; name a folder or an archive with {corpus.name}")
     if not folder.is_dir():
         raise DataError(f"{folder} is neither a folder nor an archive with {corpus.name}")
     paths = {split: folder / name for split, name in corpus.files.items()}
@@ -153,7 +155,7 @@ def _download(corpus: Corpus, where: Where, progress: Progress) -> None:
             _download_archive(corpus, _mirrored(corpus, where.url, where.sha256), where, progress)
         elif corpus.archive is not None:
             if where.url is not None:
-                raise DataError(f"url must name an archive for {corpus.name}, got {where.url}")
+                raise DataError(f"--url must name an archive for {corpus.name}, got {where.url}")
             _download_archive(corpus, corpus.archive, where, progress)
         else:
             for remote in _plain(corpus, where.url):
@@ -161,7 +163,10 @@ def _download(corpus: Corpus, where: Where, progress: Progress) -> None:
                     download(remote, where.folder, timeout_s=where.timeout_s, progress=progress)
     except DataError as error:
         files = ", ".join(corpus.files.values())
-        raise DataError(f"{error}; or put {files} into a folder and run {where.again}") from None
+        raise DataError(
+            f"{error}. To prepare without downloading, put {files} into a folder and run "
+            f"{where.again}."
+        ) from None
 
 
 def _mirrored(corpus: Corpus, url: str, sha256: str | None) -> Remote:

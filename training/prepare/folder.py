@@ -11,8 +11,8 @@ from typing import Any, Literal
 from deq_model.files import write_whole
 from deq_model.tokenizers.base import Tokenizer
 from training.errors import DataError
+from training.lock import locked
 from training.prepare.encode import encode, id_dtype, write_ids
-from training.prepare.lock import locked
 from training.prepare.manifest import MANIFEST_FILE, SPLITS, Manifest, Source, Split, SplitInfo
 from training.prepare.opened import ids_path, map_ids
 from training.prepare.text import Advance, Scan, Text, file_sha256, scan, split_off
