@@ -4,6 +4,9 @@
 """
 
 import argparse
+import math
+import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +15,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import ProfilerActivity, profile
 
 import benchmarks.training as competitors
 from benchmarks.training import way_of
@@ -40,7 +43,7 @@ WARMUP = 3
 
 
 def step_parts(total: dict[str, float]) -> dict[str, float]:
-    """Time of each part, from the times of the regions, which contain one another."""
+    """Time of each part, from the times of the regions."""
     forward, backward = total["forward solve"], total["backward solve"]
     known = {
         "forward solve: f": total["forward f"],
@@ -59,30 +62,48 @@ def step_parts(total: dict[str, float]) -> dict[str, float]:
     return {name: known[name] for name in PARTS}
 
 
-class _Regions:
-    """Patches that name the parts of a step to the profiler."""
+class Parts:
+    """CPU seconds of the named regions of a step, which contain one another."""
 
     def __init__(self) -> None:
-        self.softmax_gradient: record_function | None = None
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._softmax_began = math.nan
+        self._backward = False
 
     @contextmanager
-    def named(self) -> Iterator[None]:
-        """While it lasts, solves, embedding and loss have names."""
-        solver, embed = self._solver(solve_block), _region("embedding", AdaptiveEmbedding.forward)
+    def region(self, name: str) -> Iterator[None]:
+        """Adds the CPU time of the block to a name."""
+        began = time.process_time()
+        yield
+        self.seconds[name] += time.process_time() - began
+
+    def measured(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """``call``, its time added to a name."""
+
+        def named(*args: Any, **kwargs: Any) -> Any:
+            with self.region(name):
+                return call(*args, **kwargs)
+
+        return named
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """While it lasts, solves, embedding and loss are regions."""
+        solver, embed = self._solver(solve_block), AdaptiveEmbedding.forward
         with (
             mock.patch.object(competitors, "broyden", self._solver(competitors.broyden)),
             mock.patch("deq_model.model.solve_block", solver),
             mock.patch("deq_model.implicit.solve_block", solver),
             mock.patch.object(DEQLanguageModel, "nll", self._loss(DEQLanguageModel.nll)),
-            mock.patch.object(AdaptiveEmbedding, "forward", embed),
+            mock.patch.object(AdaptiveEmbedding, "forward", self.measured("embedding", embed)),
         ):
             yield
 
     def _solver(self, solve: Callable[..., Any]) -> Callable[..., Any]:
         def solved(f: Callable[[Tensor], Tensor], *rest: Any, **named: Any) -> Any:
-            way = "forward" if self.softmax_gradient is None else "backward"
-            with record_function(f"{way} solve"):
-                return solve(_region(f"{way} f", f), *rest, **named)
+            way = "backward" if self._backward else "forward"
+            with self.region(f"{way} solve"):
+                return solve(self.measured(f"{way} f", f), *rest, **named)
 
         return solved
 
@@ -90,55 +111,44 @@ class _Regions:
         def named(model: DEQLanguageModel, hidden: Tensor, targets: Tensor) -> Tensor:
             seen = hidden.view_as(hidden)
             seen.register_hook(self._softmax_done)
-            with record_function("softmax"):
+            with self.region("softmax"):
                 return nll(model, seen, targets)
 
         return named
 
     def _softmax_done(self, grad: Tensor) -> None:
-        assert self.softmax_gradient is not None
-        self.softmax_gradient.__exit__(None, None, None)
+        self.seconds["softmax gradient"] += time.process_time() - self._softmax_began
 
     def step(self, way: Way, trainee: Trainee, block: Block) -> None:
-        """A step of training, its parts named."""
-        self.softmax_gradient = None
+        """A step of training, in regions."""
+        self._backward = False
         trainee.optimiser.zero_grad(set_to_none=True)
-        with record_function("pass"):
+        with self.region("pass"):
             done = way(trainee.model, block, trainee.memory)
             loss = done.nll.mean()
-        with record_function("gradient"):
-            self.softmax_gradient = record_function("softmax gradient")
-            self.softmax_gradient.__enter__()
+        with self.region("gradient"):
+            self._backward, self._softmax_began = True, time.process_time()
             loss.backward()
-        with record_function("optimiser"):
+        with self.region("optimiser"):
             torch.nn.utils.clip_grad_norm_(trainee.model.parameters(), CLIP)
             trainee.optimiser.step()
         trainee.memory = done.memory
 
 
-def _region(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-    def named(*args: Any, **kwargs: Any) -> Any:
-        with record_function(name):
-            return call(*args, **kwargs)
-
-    return named
-
-
 def measure(way: Way, material: Material, *, steps: int) -> tuple[dict[str, float], list[Any]]:
-    """Seconds of each part of a step, and the profiler's operations, dearest first."""
+    """CPU seconds of each part of a step, and the profiler's operations in one, dearest first."""
     trainee = Trainee(material.trained, way, lr=LEARNING_RATES["trained"])
-    regions = _Regions()
-    with regions.named():
-        for step in range(WARMUP):
-            regions.step(way, trainee, material.block(step))
-        with profile(activities=[ProfilerActivity.CPU]) as profiled:
-            for step in range(WARMUP, WARMUP + steps):
-                regions.step(way, trainee, material.block(step))
-    events = list(profiled.key_averages())
-    total = {event.key: event.cpu_time_total / 1e6 / steps for event in events}
-    operations = [event for event in events if event.key.startswith("aten::")]
+    parts = Parts()
+    with parts.watch():
+        for step in range(WARMUP + steps):
+            if step == WARMUP:
+                parts.seconds.clear()
+            parts.step(way, trainee, material.block(step))
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        trainee.step(material.block(WARMUP + steps))
+    operations = [event for event in profiled.key_averages() if event.key.startswith("aten::")]
     operations.sort(key=lambda event: event.self_cpu_time_total, reverse=True)
-    return step_parts(total), operations
+    return step_parts({name: spent / steps for name, spent in parts.seconds.items()}), operations
 
 
 def main() -> None:
@@ -152,18 +162,18 @@ def main() -> None:
     flags.add_argument("--data", type=Path, default=Path("data/corpus"))
     options = flags.parse_args()
     torch.set_num_threads(1)
-    steps, device = options.steps + WARMUP, torch.device("cpu")
+    steps, device = options.steps + WARMUP + 1, torch.device("cpu")
     material = Material.load(options.model, options.data, steps=steps, device=device)
     for name in options.settings:
         parts, operations = measure(way_of(SETTINGS[name]), material, steps=options.steps)
         whole = sum(parts.values())
-        print(f"\n{name}, {1000 * whole:.0f} ms a step\n\n| part | ms | share |\n|---|---|---|")
+        print(f"\n{name}, {1000 * whole:.0f} ms a step\n\n| part | CPU ms | share |\n|---|---|---|")
         for part, seconds in parts.items():
             print(f"| {part} | {1000 * seconds:.0f} | {seconds / whole:.1%} |")
         print("\n| operation | ms | calls |\n|---|---|---|")
         for event in operations[: options.operations]:
-            spent = event.self_cpu_time_total / 1000 / options.steps
-            print(f"| {event.key} | {spent:.0f} | {event.count / options.steps:.0f} |", flush=True)
+            spent = event.self_cpu_time_total / 1000
+            print(f"| {event.key} | {spent:.0f} | {event.count} |", flush=True)
 
 
 if __name__ == "__main__":
