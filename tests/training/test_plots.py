@@ -72,6 +72,19 @@ def test_a_bound_far_away_does_not_squeeze_the_curves() -> None:
     assert axes.get_ylim()[1] < 10
 
 
+def test_the_x_axis_is_as_wide_as_asked_for() -> None:
+    curve = Curve(label="", x=[20, 200], y=[1.0, 2.0])
+    (axes,) = curve_figure(panel(curves=[curve], x_range=(0.0, 260.0))).axes
+    assert axes.get_xlim() == pytest.approx((-7.8, 267.8))
+
+
+def test_a_single_point_is_a_dot_amid_its_axes() -> None:
+    curve = Curve(label="", x=[200], y=[0.8])
+    (axes,) = curve_figure(panel(curves=[curve], x_range=(0.0, 260.0))).axes
+    assert axes.lines[0].get_marker() == "o"
+    assert axes.get_ylim() == pytest.approx((0.4, 1.2))
+
+
 VALUES = st.none() | st.floats(allow_nan=True, allow_infinity=True, width=32) | st.just(0.0)
 SCALE = st.sampled_from(["linear", "log"])
 

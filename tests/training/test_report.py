@@ -183,12 +183,12 @@ def needs_nothing_but_itself(text: str, found: Checker) -> None:
 
 def test_the_summary_tells_what_came_out(run: Path) -> None:
     found = rows(read_runs([run]))
-    assert found["Steps"] == ["400 of 5,000 (8 %) so far"]
+    assert found["Steps"] == ["400 of 5,000 (8\N{NO-BREAK SPACE}%) so far"]
     assert found["Time"] == ["3 min"]
     assert found["Best validation perplexity"] == ["86.00 at step 400"]
     assert found["Parameters"] == ["1,234,567"]
     assert found["Tokens trained on"] == ["409,600"]
-    assert found["Validation tokens above the tolerance"] == ["25.0 %"]
+    assert found["Validation tokens above the tolerance"] == ["25.0\N{NO-BREAK SPACE}%"]
     assert found["Bad steps"] == ["1, 0 of them skipped"]
 
 
@@ -206,6 +206,14 @@ def test_bad_steps_are_marked_and_listed(run: Path) -> None:
     assert list(loss.marks) == [150.0]
     expected = ["the loss is a <spike>", "skip", "9.25", "not finite", "33"]
     assert rows(runs)["150"] == expected
+
+
+def test_charts_over_steps_share_their_x_axis(tmp_path: Path) -> None:
+    runs = read_runs([written(tmp_path / "a", start(), step(100), valid(200), step(260))])
+    panels = [chart.panel for chart in charts(runs) if chart.panel is not None]
+    over_steps = [panel for panel in panels if panel.x_label == "step"]
+    assert {panel.x_range for panel in over_steps} == {(0.0, 260.0)}
+    assert len(over_steps) == len(TITLES) - 1
 
 
 def test_texts_of_a_log_are_escaped(tmp_path: Path) -> None:

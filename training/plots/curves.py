@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_LEAST = 1e-100
 _STROKES = {"solid": "-", "dashed": (0, (4, 2)), "dotted": (0, (1, 1.5))}
 
 
@@ -74,6 +75,7 @@ class Panel:
         x_scale, y_scale: log drops points that are not above zero.
         levels: bounds; those far outside the curves are left out.
         shaded: stretch of the x axis with a grey ground.
+        x_range: least and greatest x to make room for; None for those of the curves.
         marks: abscissae with a mark at the foot of the axes.
         legend: whether to name the curves, where there are several.
     """
@@ -86,6 +88,7 @@ class Panel:
     y_scale: Literal["linear", "log"] = "linear"
     levels: Sequence[Level] = ()
     shaded: tuple[float, float] | None = None
+    x_range: tuple[float, float] | None = None
     marks: Sequence[float] = ()
     legend: bool = True
 
@@ -125,6 +128,7 @@ def _draw(axes: "Axes", panel: Panel) -> None:
     if panel.y_scale == "log" and any(drawn):
         tidy_log_axis(axes, "y")
     _label(axes, panel)
+    _make_room(axes, panel)
     for level in panel.levels:
         _draw_level(axes, level)
     if panel.shaded is not None:
@@ -185,6 +189,19 @@ def _label(axes: "Axes", panel: Panel) -> None:
     if panel.y_scale == "linear":
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_formatter(plain)
+
+
+def _make_room(axes: "Axes", panel: Panel) -> None:
+    """The x axis as wide as is asked for; a y axis around the single value that there is."""
+    if panel.x_range is not None and panel.x_range[0] < panel.x_range[1]:
+        low, high = panel.x_range
+        margin = 0.03 * (high - low)
+        axes.set_xlim(low - margin, high + margin)
+    if panel.y_scale == "linear":
+        values = {y for curve in panel.curves for y in _points(curve, panel)[1] if math.isfinite(y)}
+        value = values.pop() if len(values) == 1 else 0.0
+        if abs(value) > _LEAST:
+            axes.set_ylim(value - abs(value) / 2, value + abs(value) / 2)
 
 
 def _whole(panel: Panel) -> bool:

@@ -70,6 +70,7 @@ def _over_steps(plan: Plan, runs: Sequence[RunLog]) -> Chart:
         y_scale=plan.y_scale,
         levels=_levels(plan, runs),
         shaded=_pretraining(runs),
+        x_range=_steps(runs),
         marks=_bad_steps(runs) if plan in QUALITY else (),
         legend=False,
     )
@@ -153,6 +154,11 @@ def _pretraining(runs: Sequence[RunLog]) -> tuple[float, float] | None:
     steps = {run.number("equilibrium.pretrain_steps") for run in runs}
     end = min(steps.pop() or 0.0, max(run.last_step for run in runs))
     return (0.0, end) if end and not steps else None
+
+
+def _steps(runs: Sequence[RunLog]) -> tuple[float, float]:
+    """The same for all charts over steps, however far apart their measurements are."""
+    return 0.0, max([float(run.last_step) for run in runs] + _bad_steps(runs))
 
 
 def _bad_steps(runs: Sequence[RunLog]) -> list[float]:

@@ -125,7 +125,9 @@ SOLVING = (
 STABILITY = (
     Plan(
         title="Tokens above the tolerance",
-        note="Share of the tokens that used up the budget of calls.",
+        note="Share of the tokens whose residual was still above the tolerance when the solve "
+        "ended, the calls it may make being used up: 0 means that all came to it. Forward and "
+        "backward are of the training text.",
         y_label="share of the tokens",
         lines=(
             _step("forward", "unconverged_forward"),

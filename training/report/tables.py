@@ -59,7 +59,7 @@ def _steps(run: RunLog) -> str:
         return f"{run.last_step:,}"
     if run.last_step >= total:
         return f"all {total:,.0f}"
-    return f"{run.last_step:,} of {total:,.0f} ({100 * run.last_step / total:.0f} %) so far"
+    return f"{run.last_step:,} of {total:,.0f} ({_per_cent(run.last_step / total, 0)}) so far"
 
 
 def _time(run: RunLog) -> str | None:
@@ -108,8 +108,13 @@ def _unconverged(run: RunLog) -> str | None:
     for record in reversed(run.valid):
         number, of = finite(record.get("unconverged")), finite(record.get("scored_tokens"))
         if number is not None and of:
-            return f"{100 * number / of:.1f} %"
+            return _per_cent(number / of, 1)
     return None
+
+
+def _per_cent(share: float, digits: int) -> str:
+    """The sign must not stand on a line of its own."""
+    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def _unreadable(run: RunLog) -> str | None:
