@@ -129,6 +129,9 @@ def test_one_model_on_a_part_of_the_text(models: Path) -> None:
     assert "The first 100 tokens of `text.txt`, of which 98 are scored" in table
     assert "same tokens" not in table
     assert "| after 4 calls" in table
+    other = dataclasses.replace(found, name="other", token_ids=found.token_ids + 1)
+    row = "| loss against mine, same tokens | – | other vocabulary |"
+    assert row in comparison_table(run, [found, other])
 
 
 @pytest.mark.parametrize(
@@ -154,7 +157,11 @@ def test_impossible_options(changes: dict[str, object], message: str) -> None:
     [
         (["x/a", "x/b"], ("a", "b")),
         (["runs/a/model", "runs/b/model"], ("a", "b")),
-        (["a/model"], ("model",)),
+        (["a/model"], ("a",)),
+        (["runs/a/model", "runs/b"], ("a", "b")),
+        (["x/a/model", "y/a/model", "x/b/model"], ("x/a", "y/a", "x/b")),
+        (["a/model", "a/model"], ("a (1)", "a (2)")),
+        (["a", "a/model", "b"], ("a (1)", "a (2)", "b")),
     ],
 )
 def test_names_of_models(paths: list[str], names: tuple[str, ...]) -> None:

@@ -69,7 +69,7 @@ def comparison_table(run: CompareRun, models: Sequence[ModelFigures]) -> str:
         _footnote(run, models),
         "",
     ]
-    return "\n".join(lines)
+    return "\n".join(lines).replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _rows(run: CompareRun, models: Sequence[ModelFigures]) -> list[tuple[str, list[str]]]:
@@ -103,10 +103,12 @@ def _budget(point: CurvePoint) -> str:
 def _difference_row(models: Sequence[ModelFigures]) -> tuple[str, list[str]]:
     cells = []
     for place, found in enumerate(paired_difference(models)):
-        if place == 0 or found is None:
+        if place == 0:
             cells.append("–")
-            continue
-        cells.append(f"{found.mean:+.4f} ± {found.error:.4f} nats")
+        elif found is None:
+            cells.append("other vocabulary")
+        else:
+            cells.append(f"{found.mean:+.4f} ± {found.error:.4f} nats")
     return f"loss against {models[0].name}, same tokens", cells
 
 

@@ -17,7 +17,8 @@ class CompareRun:
         data: text to compare them on, UTF-8, plain, .xz or .gz, or a split that deqlm prepare
             made.
         out: folder to write comparison.md, comparison.json, comparison.svg and comparison.png to.
-        name: what to call the models, in their order; unset for the folders' names.
+        name: what to call the models, in their order; unset for the folders' names, or the
+            runs' where folders are called model.
         tokens: how many of the text's first tokens to use, 0 for all.
         batch_size: streams that they are cut into, side by side.
         tol: tolerance of the exact solution that the perplexity is told at.
@@ -67,10 +68,27 @@ class CompareRun:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the models are called: their folders' last names that differ."""
+        """What the models are called: their folders' last names that differ.
+
+        A folder called model, as a run has one, goes by the name of the run's.
+        """
         if self.name:
             return self.name
-        parts = [path.resolve().parts for path in self.model]
-        while len(parts) > 1 and len({part[-1] for part in parts}) == 1 < min(map(len, parts)):
+        parts = [_told(path.resolve().parts) for path in self.model]
+        while len({part[-1] for part in parts}) == 1 < min(len(set(parts)), *map(len, parts)):
             parts = [part[:-1] for part in parts]
-        return tuple([part[-1] for part in parts])
+        for depth in range(1, max(map(len, parts)) + 1):
+            names = ["/".join(part[-depth:]) for part in parts]
+            if len(set(names)) == len(names):
+                return tuple(names)
+        short = [part[-1] for part in parts]
+        return tuple(
+            [
+                name if short.count(name) == 1 else f"{name} ({short[: i + 1].count(name)})"
+                for i, name in enumerate(short)
+            ]
+        )
+
+
+def _told(parts: tuple[str, ...]) -> tuple[str, ...]:
+    return parts[:-1] if parts[-1] == "model" and len(parts) > 2 else parts
