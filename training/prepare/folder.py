@@ -155,7 +155,8 @@ class _Job:
         for name in wanted | found:
             if wanted.get(name) != found.get(name):
                 raise DataError(
-                    f"{self.out} was prepared with {name} {found.get(name)}, got {wanted.get(name)}"
+                    f"{self.out} was prepared with --{name.replace('_', '-')} {found.get(name)}, "
+                    f"got {wanted.get(name)}"
                 )
 
     def _settings(self) -> dict[str, Any]:

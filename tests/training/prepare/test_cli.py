@@ -47,7 +47,7 @@ def test_texts_make_pieces(texts: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert prepare("text", *paths, "--out", texts / "out", "--vocab-size", 274) == 0
     assert open_prepared(texts / "out").tokenizer.n_token == 274
     assert prepare("text", *paths, "--out", texts / "out", "--vocab-size", 273) == 1
-    assert "vocab_size 274, got 273; prepare again by --force" in capsys.readouterr().err
+    assert "--vocab-size 274, got 273; prepare again by --force" in capsys.readouterr().err
     flags = ["--out", texts / "out", "--vocab-size", 273, "--force", "true"]
     assert prepare("text", *paths, *flags) == 0
     assert open_prepared(texts / "out").tokenizer.n_token == 273

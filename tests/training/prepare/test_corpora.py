@@ -146,7 +146,7 @@ def test_a_file_that_is_no_archive(tmp_path: Path) -> None:
     (tmp_path / "wiki.zip").write_bytes(b"PK no")
     with pytest.raises(DataError, match=r"wiki.zip is neither a folder nor a zip or tar archive"):
         obtain(WIKITEXT_103, tmp_path / "wiki.zip", Where(folder=tmp_path), quiet)
-    with pytest.raises(DataError, match=r"none is neither a folder nor an archive"):
+    with pytest.raises(DataError, match=r"none does not exist; name a folder or an archive"):
         obtain(WIKITEXT_103, tmp_path / "none", Where(folder=tmp_path), quiet)
 
 
@@ -204,8 +204,9 @@ def test_no_network_says_what_to_do(tmp_path: Path) -> None:
     corpus = replace(WIKITEXT_103, archive=Remote(name="w.zip", urls=("http://127.0.0.1:1/w.zip",)))
     where = Where(folder=tmp_path, again="`deqlm prepare wikitext-103 FOLDER --out OUT`")
     message = (
-        r"cannot download w.zip: http://127.0.0.1:1/w.zip: .*refused.*; or put wiki.train.tokens, "
-        r"wiki.valid.tokens, wiki.test.tokens into a folder and run `deqlm prepare wikitext-103"
+        r"cannot download w.zip: http://127.0.0.1:1/w.zip: .*refused.*\. "
+        r"To prepare without downloading, put wiki.train.tokens, wiki.valid.tokens, "
+        r"wiki.test.tokens into a folder and run `deqlm prepare wikitext-103 FOLDER --out OUT`\.$"
     )
     with pytest.raises(DataError, match=message):
         obtain(corpus, None, replace(where, folder=tmp_path / "new" / "source"), quiet)
@@ -214,7 +215,7 @@ def test_no_network_says_what_to_do(tmp_path: Path) -> None:
 
 def test_plain_files_of_wikitext_have_no_checksum(tmp_path: Path) -> None:
     where = Where(folder=tmp_path, url="http://127.0.0.1:1/files/")
-    with pytest.raises(DataError, match="url must name an archive for wikitext-103"):
+    with pytest.raises(DataError, match="--url must name an archive for wikitext-103"):
         obtain(WIKITEXT_103, None, where, quiet)
 
 

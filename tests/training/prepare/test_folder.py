@@ -13,11 +13,11 @@ import pytest
 
 from deq_model.tokenizers.errors import TokenizerFileError
 from deq_model.tokenizers.word import WordTokenizer
+from training import lock as locking
 from training.data import open_prepared
 from training.errors import DataError
 from training.prepare import encode as encoding
 from training.prepare import folder as preparing
-from training import lock as locking
 from training.prepare import text as reading
 from training.prepare.folder import Outcome, prepare_texts
 from training.prepare.manifest import Split
@@ -119,11 +119,11 @@ def test_a_changed_text_is_named_and_prepared_again_when_told(
 
 
 def test_other_options_are_refused(texts: dict[Split, Path], made: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="was prepared with vocab_size 0, got 9"):
+    with pytest.raises(DataError, match="was prepared with --vocab-size 0, got 9"):
         again(texts, made, TokenizerPlan(kind="word", vocab_size=9))
     with pytest.raises(DataError, match="with the splits train, valid, got train, valid, test"):
         again(texts | {"test": texts["valid"]}, made)
-    with pytest.raises(DataError, match="was prepared with tokenizer None, got "):
+    with pytest.raises(DataError, match="was prepared with --tokenizer None, got "):
         WordTokenizer(["<eos>", "<unk>"]).save(tmp_path)
         again(texts, made, TokenizerPlan(tokenizer=tmp_path / "vocab.txt"))
     assert prepare_texts(texts, made, PIECES, remake="changed").made
@@ -152,7 +152,7 @@ def test_a_share_of_one_text_is_held_out(texts: dict[Split, Path], tmp_path: Pat
     assert outcome.manifest.splits["valid"].unknown > 0
     assert len(data.valid) / (len(data.train) + len(data.valid)) == pytest.approx(0.25, abs=0.01)
     assert not prepare_texts(train, out, WORDS, valid_share=0.25).made
-    with pytest.raises(DataError, match=r"prepared with valid_share 0.25, got 0.5"):
+    with pytest.raises(DataError, match=r"prepared with --valid-share 0.25, got 0.5"):
         prepare_texts(train, out, WORDS, valid_share=0.5)
 
 
