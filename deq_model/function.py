@@ -199,7 +199,7 @@ class EquilibriumWeights:
             mixed = mixed * dropout.attention_output
         hidden = mixed + z if pre else _layer_norm(mixed + z)
         normed = _layer_norm(hidden) if pre else hidden
-        inner = _linear(normed, self.ff1, self.ff1_bias, dtype=self.ff1.dtype).relu_()
+        inner = _linear(normed, self.ff1, self.ff1_bias, dtype=self.ff1.dtype).relu()
         if dropout is not None:
             inner = inner * dropout.inner
         out = _linear(inner, self.ff2, self.ff2_bias, dtype=z.dtype)
