@@ -15,21 +15,12 @@ from deq_model.errors import ConfigError
 from deq_model.memory import Memory
 from deq_model.model import BlockFunction, BlockResult, DEQLanguageModel
 from deq_model.solvers.options import SolverOptions
+from tests.deq_model.problems import CONFIG as SMALL
 from tests.deq_model.problems import configs, generator, random_model
 
 CPU = torch.device("cpu")
 EXACT = SolverOptions(tol=1e-6, max_nfe=400, depth=20)
-CONFIG = ModelConfig(
-    n_token=23,
-    d_model=8,
-    n_head=2,
-    d_head=4,
-    d_inner=12,
-    cutoffs=(6, 13),
-    div_val=2,
-    tgt_len=4,
-    mem_len=5,
-)
+CONFIG = dataclasses.replace(SMALL, tie_weights=True)
 
 
 def layer_norm(x: Tensor) -> Tensor:

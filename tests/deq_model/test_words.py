@@ -11,19 +11,10 @@ from torch import Tensor
 
 from deq_model.config import ModelConfig
 from deq_model.published import from_published, layout, to_published
+from tests.deq_model.problems import CONFIG as SMALL
 from tests.deq_model.problems import configs, generator, random_model
 
-CONFIG = ModelConfig(
-    n_token=23,
-    d_model=8,
-    n_head=2,
-    d_head=4,
-    d_inner=12,
-    cutoffs=(6, 13),
-    div_val=2,
-    tgt_len=4,
-    mem_len=5,
-)
+CONFIG = dataclasses.replace(SMALL, tie_weights=True)
 
 
 @given(seed=st.integers(0, 10_000), config=configs(published=True))
