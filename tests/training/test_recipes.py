@@ -1,5 +1,7 @@
 """The packaged recipes: what they say, that they can be had anywhere, and that they run."""
 
+import json
+import lzma
 import math
 import re
 import shutil
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 from cli.sources import recipe_names
+from deq_model.checkpoint import load_checkpoint
 from deq_model.config import PRESETS
 from deq_model.model import DEQLanguageModel
 from training.cli import train_main
@@ -172,3 +175,48 @@ def test_a_wheel_has_them(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     packed = zipfile.ZipFile(wheel).namelist()
     assert {f"training/recipes/{name}.yaml" for name in NAMES} <= set(packed)
+
+
+# The published recipes in small, on real text: everything but sizes and lengths.
+SMALL = """
+--model.d-model 32 --model.d-embed 32 --model.n-head 2 --model.d-head 16 --model.d-inner 64
+--model.cutoffs 100,300 --model.div-val 2 --model.tgt-len 16 --model.mem-len 16
+--model.init-std 0.1 --data.batch-size 14 --data.tokenizer-kind word --data.vocab-size 800
+--optimiser.lr 0.01 --optimiser.max-steps 160 --optimiser.warmup-steps 20
+--valid.every 40 --valid.tokens 2000 --valid.tgt-len 16 --valid.mem-len 16
+--run.threads 1 --run.log-every 10
+""".split()
+
+
+@pytest.mark.timeout(400)
+def test_a_full_small_run_of_both_published_recipes(tmp_path: Path) -> None:
+    """They learn, solve to the tolerance, and differ as their Jacobian term wants it."""
+    for split, size in (("train", 300_000), ("valid", 30_000)):
+        text = lzma.decompress((ROOT / "data" / "corpus" / f"{split}.txt.xz").read_bytes())
+        (tmp_path / f"{split}.txt").write_bytes(text[: text.rindex(b"\n", 0, size) + 1])
+    flags = [
+        "--data.train",
+        str(tmp_path / "train.txt"),
+        "--data.valid",
+        str(tmp_path / "valid.txt"),
+    ]
+    radii = {}
+    for name in ("model-ift", "model-ift-jr"):
+        out = tmp_path / name
+        more = [*SMALL, "--run.out", str(out), "--equilibrium.spectral-radius-every", "20"]
+        if name == "model-ift-jr":
+            more += ["--equilibrium.jac-loss-every", "16"]
+        assert train_main(["--recipe", name, *flags, *more], "deqlm train") == 0
+        log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        valid = [line for line in log if line["event"] == "valid"]
+        steps = [line for line in log if line["event"] == "step"]
+        assert len(steps) == 16
+        perplexities = [line["perplexity"] for line in valid]
+        assert perplexities == sorted(perplexities, reverse=True)
+        assert perplexities[-1] < 0.93 * perplexities[0]
+        assert valid[-1]["unconverged"] == 0
+        assert 0 < steps[-1]["residual"] < 1e-3
+        radii[name] = [line["spectral_radius"] for line in steps if line["spectral_radius"]][-1]
+        loaded = load_checkpoint(out / "model", device="cpu")
+        assert loaded.tokenizer is not None
+    assert radii["model-ift-jr"] < 0.6 * radii["model-ift"]
