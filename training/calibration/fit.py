@@ -6,8 +6,8 @@ Letters: n samples, D ``d_model``, C = 4·D channels of an input ``[u; z*_before
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from training.calibration.samples import Samples
 
 _LOG = logging.getLogger(__name__)
 STORED = torch.float16
-"""Of the numbers of a map: they are rounded before anything is measured."""
+"""Of the matrices of a map: they are rounded before anything is measured."""
 
 PENALTIES = tuple(10.0**power for power in range(-5, 1))
 """Of the ridge regression, per sample, on inputs of variance 1."""
@@ -55,15 +55,26 @@ class Scaling:
         return (x - self.mean.to(dtype)) / self.std.to(dtype)
 
     def folded(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """The weight ``(·, C)`` and bias that do to plain inputs what these do to scaled ones."""
-        plain = weight.double() / self.std
+        """The weight ``(·, C)`` and bias that do to plain inputs what these do to scaled ones.
+
+        The bias makes up for what rounding the weight does to the mean input.
+        """
+        plain = (weight.double() / self.std).to(STORED).double()
         return plain, bias.double() - plain @ self.mean
+
+
+def stored(warm_start: WarmStart) -> WarmStart:
+    """The map as it is stored: matrices in ``STORED``, biases in float32."""
+    dtypes = {1: torch.float32, 2: STORED}
+    found: dict[str, Any] = {
+        name: tensor.to(dtypes[tensor.ndim]) for name, tensor in warm_start.tensors.items()
+    }
+    return replace(warm_start, **found)
 
 
 def rounded(warm_start: WarmStart) -> WarmStart:
     """The map with its numbers as they are stored, in float32."""
-    device = warm_start.bias.device
-    return warm_start.to(device, STORED).to(device, torch.float32)
+    return stored(warm_start).to(warm_start.bias.device, torch.float32)
 
 
 @torch.no_grad()
@@ -193,7 +204,7 @@ class _NetworkFit:
             group["lr"] = rate * min(1.0, self._step / _WARM_UP)
         loss = (self._mapped(injection, previous) - z_star).square().mean() / self._size
         self._optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self._optimiser.step()
 
     def _mapped(self, injection: Tensor, previous: Tensor) -> Tensor:

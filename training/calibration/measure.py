@@ -3,6 +3,7 @@
 Letters: B streams, T tokens of each.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -21,6 +22,9 @@ from training.calibration.window import solve_streams
 EXACT_TOL = 1e-5
 """Of the states that log-probabilities are compared with: float32 gets there in most models."""
 
+OFF = 0.05
+"""A log-probability that differs by more counts as off."""
+
 Start = Literal["zeros", "linear", "network"]
 Told = Callable[[int, int], None]
 
@@ -33,12 +37,18 @@ class Served:
         window: tokens of a stream solved together; 1 is generation.
         nfe: calls of f per token.
         change: mean of the log-probabilities' differences from the exact ones, without sign.
+        median: their median.
+        off: share of them above ``OFF``: other fixed points, and what follows on them.
+        perplexity: relative change of the perplexity.
         unconverged: tokens that did not come under the tolerance.
     """
 
     window: int
     nfe: float
     change: float
+    median: float
+    off: float
+    perplexity: float
     unconverged: int
 
 
@@ -128,10 +138,15 @@ class Judge:
             warm_start=warm_start,
             progress=progress,
         )
+        difference = self._logprobs(solved.z_star) - self._logprob
+        size = difference.abs()
         return Served(
             window=window,
             nfe=solved.mean_nfe,
-            change=float((self._logprobs(solved.z_star) - self._logprob).abs().mean()),
+            change=float(size.mean()),
+            median=float(size.median()),
+            off=float((size > OFF).double().mean()),
+            perplexity=math.expm1(-float(difference.mean())),
             unconverged=solved.unconverged,
         )
 

@@ -1,11 +1,12 @@
 """What a calibration tells: a table, JSON, and a section of the checkpoint's card."""
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from training.calibration.measure import EXACT_TOL, Measured
+from training.calibration.measure import EXACT_TOL, OFF, Measured
 from training.options.calibration import CalibrateRun
 
 _BEGIN, _END = "<!-- warm start -->", "<!-- /warm start -->"
@@ -81,15 +82,7 @@ class Calibration:
                     "error": one.error,
                     "cost": one.cost,
                     "saving": one.saving(self.zeros),
-                    "served": [
-                        {
-                            "window": served.window,
-                            "nfe": served.nfe,
-                            "change": served.change,
-                            "unconverged": served.unconverged,
-                        }
-                        for served in one.served
-                    ],
+                    "served": [dataclasses.asdict(served) for served in one.served],
                 }
                 for one in self.measured
             ],
@@ -99,8 +92,9 @@ class Calibration:
         """Markdown: a row for each start and window."""
         head = [
             "| start | error of the start | tokens solved together | calls of f per token "
-            "| change of log-probability | not converged |",
-            "|---|---|---|---|---|---|",
+            f"| change of log-probability: mean | median | above {OFF:g} | perplexity "
+            "| not converged |",
+            "|---|---|---|---|---|---|---|---|---|",
         ]
         return "\n".join([*head, *(row for one in self.measured for row in _rows(one))]) + "\n"
 
@@ -139,6 +133,9 @@ def _rows(measured: Measured) -> Sequence[str]:
             str(served.window),
             f"{served.nfe:.2f}",
             f"{served.change:.1e}",
+            f"{served.median:.1e}",
+            f"{served.off:.2%}",
+            f"{served.perplexity:+.2%}",
             f"{served.unconverged:,}",
         ]
         rows.append("| " + " | ".join(cells) + " |")

@@ -13,7 +13,7 @@ from deq_model.function import EquilibriumWeights
 from deq_model.solvers.options import SolverOptions
 from deq_model.tokenizers.base import Tokenizer
 from deq_model.warm_start import WarmStart, save_warm_start
-from training.calibration.fit import STORED, fit_linear, fit_network
+from training.calibration.fit import fit_linear, fit_network, stored
 from training.calibration.measure import Judge
 from training.calibration.report import Calibration, with_section
 from training.calibration.samples import even_streams, samples_of
@@ -140,7 +140,7 @@ def _write(folder: Path, warm_start: WarmStart, found: Calibration) -> None:
     figures, card = found.figures(), folder / CARD_FILE
     save_warm_start(
         folder,
-        warm_start.to(warm_start.bias.device, STORED),
+        stored(warm_start),
         fingerprint=found.fingerprint,
         figures=figures,
     )

@@ -54,7 +54,7 @@ def caller() -> Iterator[Caller]:
         yield running
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(cuts=st.sets(st.integers(1, len(TEXT) - 1), max_size=6))
 def test_answers_are_those_from_zeros(caller: Caller, cuts: set[int]) -> None:
     found: list[float] = []
