@@ -54,6 +54,10 @@ COMMANDS: dict[str, Command] = {
         target="training.compare:main",
         summary="models side by side: perplexity, calls to each tolerance, stiffness",
     ),
+    "calibrate": Command(
+        target="training.calibrate:main",
+        summary="fit first states that save calls of f, beside a checkpoint",
+    ),
     "report": Command(
         target="training.report.command:main",
         summary="one HTML page with the curves of training runs",

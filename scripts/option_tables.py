@@ -1,7 +1,7 @@
 """Writes the tables of options in docs/*.md from the option classes; ``--check`` only compares.
 
 A table stands between ``<!-- options: NAME -->`` and ``<!-- /options -->``. NAME is a group of
-``deqlm train`` (``train.data``), or ``eval``, ``compare``, ``prepare``.
+``deqlm train`` (``train.data``), or ``eval``, ``compare``, ``prepare``, ``calibrate``.
 """
 
 import re
@@ -13,13 +13,19 @@ from pathlib import Path
 from cli.options import Option, options_of
 from cli.values import shown
 from training.flags import train_command
+from training.options.calibration import CalibrateRun
 from training.options.comparison import CompareRun
 from training.options.evaluation import EvalRun
 from training.options.prepare import PrepareOptions
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 _TABLE = re.compile(r"(<!-- options: ([\w.]+) -->\n).*?(<!-- /options -->)", re.DOTALL)
-_CLASSES = {"compare": CompareRun, "eval": EvalRun, "prepare": PrepareOptions}
+_CLASSES = {
+    "calibrate": CalibrateRun,
+    "compare": CompareRun,
+    "eval": EvalRun,
+    "prepare": PrepareOptions,
+}
 
 
 def updated(text: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from server.engine.types import EngineLimits, Policy, Solve
 
 DTypeName = Literal["auto", "float32", "bfloat16"]
+WarmStartUse = Literal["auto", "off"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 METRICS_OFF = -1
@@ -132,6 +133,7 @@ class ServerConfig:
         tol: relative residual at which a token is accepted, when a request does not say; 0 is 0.001 with float32 and 0.005 with bfloat16, whose rounding keeps residuals above 0.004.
         default_max_nfe: calls of f on one token, when a request does not say.
         policy: what happens at that budget, when a request does not say.
+        warm_start: auto begins solves where the map says that deqlm calibrate has put beside a checkpoint, at zeros where there is none; off at zeros.
         default_ttl_s: seconds a session lives unused, when it does not say.
         max_ttl_s: longest time to live of a session, in seconds.
         grace_s: seconds that running calls get to finish when the server stops.
@@ -166,6 +168,7 @@ class ServerConfig:
     tol: float = 0.0
     default_max_nfe: int = 100
     policy: Policy = "best_effort"
+    warm_start: WarmStartUse = "auto"
     default_ttl_s: float = 3600.0
     max_ttl_s: float = 86400.0
     grace_s: float = 30.0

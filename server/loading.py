@@ -9,6 +9,7 @@ import torch
 from deq_model.checkpoint import load_checkpoint
 from deq_model.devices import find_device
 from deq_model.errors import CheckpointError
+from deq_model.warm_start import load_warm_start
 from server.config import ModelSource, ServerConfig, ServerConfigError
 from server.engine.engine import Engine
 from server.engine.observer import Observer
@@ -23,7 +24,8 @@ def load_engine(source: ModelSource, config: ServerConfig, observer: Observer) -
     """Load a checkpoint and warm its engine up.
 
     Raises:
-        CheckpointError, TokenizerError: the folder does not hold a whole checkpoint.
+        CheckpointError, TokenizerError: the folder does not hold a whole checkpoint, or a warm
+            start that was fitted for another one.
         ConfigError: the device is not there.
         ServerConfigError: the sizes do not fit into its memory.
     """
@@ -34,6 +36,11 @@ def load_engine(source: ModelSource, config: ServerConfig, observer: Observer) -
     checkpoint = load_checkpoint(source.path, device=device)
     if checkpoint.tokenizer is None:
         raise CheckpointError(f"checkpoint {source.path} has no vocab.txt or tokenizer.model")
+    warm_start = None
+    if config.warm_start == "auto":
+        warm_start = load_warm_start(
+            source.path, d_model=checkpoint.config.d_model, fingerprint=checkpoint.fingerprint
+        )
     try:
         engine = Engine(
             checkpoint,
@@ -42,6 +49,7 @@ def load_engine(source: ModelSource, config: ServerConfig, observer: Observer) -
             dtype=dtype,
             limits=config.engine_limits,
             observer=observer,
+            warm_start=warm_start,
         )
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
@@ -53,11 +61,12 @@ def load_engine(source: ModelSource, config: ServerConfig, observer: Observer) -
         ) from error
     engine.start()
     _log.info(
-        "loaded model %s: %s parameters, %s on %s, in %.1f s",
+        "loaded model %s: %s parameters, %s on %s, solves begin at %s, in %.1f s",
         source.name,
         f"{engine.n_parameters:,}",
         str(dtype).removeprefix("torch."),
         device,
+        "zeros" if warm_start is None else f"a {warm_start.kind} map's states",
         time.monotonic() - began,
     )
     return engine

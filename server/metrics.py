@@ -72,6 +72,9 @@ class Metrics:
             "unconverged_tokens", "Tokens accepted above the tolerance", "status"
         )
         self._f_calls = self._counter("f_calls", "Calls of f")
+        self._warm = self._counter(
+            "warm_started_tokens", "Tokens whose solve began at a fitted first state"
+        )
         self._first_token = self._histogram(
             "time_to_first_token_seconds", "From the call to its first token", _FIRST_TOKEN
         )
@@ -115,6 +118,7 @@ class Metrics:
         """What an engine reports to."""
         return EngineMetrics(
             f_calls=self._f_calls.labels(model),
+            warm=self._warm.labels(model),
             rows=self._rows.labels(model),
             sequences=self._sequences.labels(model),
             seconds=self._call_seconds.labels(model),
@@ -175,6 +179,7 @@ class EngineMetrics:
         self,
         *,
         f_calls: Counter,
+        warm: Counter,
         rows: Histogram,
         sequences: Histogram,
         seconds: Histogram,
@@ -183,13 +188,17 @@ class EngineMetrics:
         max_nfe: Counter,
         nonfinite: Counter,
     ) -> None:
-        self._f_calls = f_calls
+        self._f_calls, self._warm = f_calls, warm
         self._rows = rows
         self._sequences = sequences
         self._seconds = seconds
         self._nfe = nfe
         self._residual = residual
         self._unconverged = {"max_nfe": max_nfe, "nonfinite": nonfinite}
+
+    def started_warm(self, tokens: int) -> None:
+        """So many tokens entered whose solves begin at fitted first states."""
+        self._warm.inc(tokens)
 
     def step(self, *, rows: int, sequences: int, seconds: float) -> None:
         """One call of f was made on ``rows`` tokens of ``sequences`` sequences."""

@@ -15,8 +15,10 @@ from deq_model.function import EquilibriumWeights
 from deq_model.model import DEQLanguageModel
 from deq_model.solvers.options import Method
 from deq_model.solvers.rows import RowSolver
+from deq_model.warm_start import WarmStart
 from server.engine.scheduler import Entry, Scheduler, Sequence
 from server.engine.slab import Slab
+from server.engine.starts import first_states
 from server.engine.types import Solve, Solved
 
 _FAR = 1 << 40
@@ -100,11 +102,13 @@ class Batch:
         max_batch_tokens: int,
         method: Method = "broyden",
         depth: int = 12,
+        warm_start: WarmStart | None = None,
     ) -> None:
-        """Makes room for the rows; ``weights`` are the model's, folded and cast."""
+        """Makes room for the rows; ``weights`` are the model's, folded and cast, as the map is."""
         config = weights.config
         like = model.injection.weight
         self._model, self._weights, self._slab = model, weights, slab
+        self._warm_start = warm_start
         self._solver = RowSolver(
             method,
             capacity=max_batch_tokens,
@@ -118,6 +122,11 @@ class Batch:
         self._unsettled: set[int] = set()
         self._positions = weights.position_table(config.klen, like.dtype)
 
+    @property
+    def starts_warm(self) -> bool:
+        """Whether solves begin at fitted first states."""
+        return self._warm_start is not None
+
     def enter(self, entries: Seq[Entry]) -> None:
         """Starts the solves of tokens that enter."""
         if not entries:
@@ -125,10 +134,11 @@ class Batch:
         device = self._injection.device
         tokens = torch.tensor([e.sequence.inputs[e.index] for e in entries], device=device)
         rows = torch.tensor([e.row for e in entries], device=device)
-        self._injection[rows] = self._model.inject(tokens)
-        self._solver.start(
-            rows, self._injection.new_zeros(len(entries), self._model.config.d_model)
+        self._injection[rows] = injection = self._model.inject(tokens)
+        z_init = first_states(
+            self._warm_start, entries, injection, solver=self._solver, slab=self._slab
         )
+        self._solver.start(rows, z_init)
         for entry in entries:
             self._nfe[entry.row] = 0
 

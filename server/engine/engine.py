@@ -16,6 +16,7 @@ import torch
 from deq_model.checkpoint import LoadedCheckpoint
 from deq_model.errors import CheckpointError
 from deq_model.solvers.options import Method
+from deq_model.warm_start import WarmStart
 from server.engine.batch import Batch
 from server.engine.errors import (
     Cancelled,
@@ -51,6 +52,7 @@ class Engine:
         dtype: torch.dtype,
         limits: EngineLimits,
         observer: Observer | None = None,
+        warm_start: WarmStart | None = None,
     ) -> None:
         """Takes the checkpoint over: its weights are folded, cast and moved.
 
@@ -61,6 +63,7 @@ class Engine:
             dtype: of the matrix products of f; states are in float32, or float64 with float64.
             limits: sizes.
             observer: told about every call of f, once the engine is warm.
+            warm_start: map to first states, fitted for this checkpoint; None for zeros.
 
         Raises:
             CheckpointError: the checkpoint has no tokenizer.
@@ -98,6 +101,7 @@ class Engine:
                 self._slab,
                 max_batch_tokens=limits.max_batch_tokens,
                 method=self.solver,
+                warm_start=None if warm_start is None else warm_start.to(device, dtype),
             ),
             slab=self._slab,
             slots=self._slots,

@@ -145,7 +145,10 @@ class JobRunner:
 
     def step(self) -> None:
         """One call of f for all running jobs, and what follows from it."""
-        self._batch.enter(self._scheduler.enter())
+        entries = self._scheduler.enter()
+        self._batch.enter(entries)
+        if entries and self._batch.starts_warm:
+            self.observer.started_warm(len(entries))
         if self._scheduler.active_rows:
             self._solve()
         predictions, self._predictions = self._predictions, []

@@ -9,6 +9,9 @@ from server.engine.types import Solved
 class Observer(Protocol):
     """Called on the engine's thread; must be quick and must not raise."""
 
+    def started_warm(self, tokens: int) -> None:
+        """So many tokens entered whose solves begin at fitted first states."""
+
     def step(self, *, rows: int, sequences: int, seconds: float) -> None:
         """One call of f was made on ``rows`` tokens of ``sequences`` sequences."""
 
@@ -18,6 +21,9 @@ class Observer(Protocol):
 
 class Unobserved:
     """An observer that looks away."""
+
+    def started_warm(self, tokens: int) -> None:
+        """Ignores them."""
 
     def step(self, *, rows: int, sequences: int, seconds: float) -> None:
         """Ignores it."""

@@ -64,6 +64,11 @@ class Slab:
         assert solved is not None, "the slot is empty"
         return self._z[slot, (self._length[slot] - 1) % self._klen], solved
 
+    def last_states(self, slots: list[int]) -> Tensor:
+        """Fixed points ``(n, d_model)`` of the last tokens of slots that are not empty."""
+        entries = [(self._length[slot] - 1) % self._klen for slot in slots]
+        return self._z[slots, entries]
+
     def reset(self, slot: int) -> None:
         """Forgets everything."""
         self._position[slot] = EMPTY

@@ -14,6 +14,7 @@ from deq_model.config import ModelConfig
 from deq_model.model import DEQLanguageModel
 from deq_model.solvers.options import SolverOptions
 from deq_model.tokenizers.word import WordTokenizer
+from deq_model.warm_start import WarmStart
 from server.engine.engine import Engine
 from server.engine.types import (
     TERMINAL,
@@ -171,6 +172,7 @@ def running_engine(
     *,
     dtype: torch.dtype = torch.float64,
     device: str = "cpu",
+    warm_start: WarmStart | None = None,
 ) -> Iterator[Caller]:
     """An engine on a copy of a model; at its end every slot is a session's or free."""
     copy = DEQLanguageModel(model.config).to(model.dtype)
@@ -185,6 +187,7 @@ def running_engine(
         device=torch.device(device),
         dtype=dtype,
         limits=limits or EngineLimits(max_batch_tokens=24, max_running=4, window=5),
+        warm_start=warm_start,
     )
     engine.start()
     try:

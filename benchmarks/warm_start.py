@@ -1,0 +1,123 @@
+"""What a warm start saves: one text, generated and scored by the engine from zeros and with it.
+
+``python -m benchmarks.warm_start MODEL TEXT [--tokens N]`` prints a Markdown table; MODEL is a
+checkpoint that ``deqlm calibrate`` has put a map beside. The text is solved one token at a time, as
+in generation, and 16 together. Speed is in the table for comparison within it only.
+"""
+
+import argparse
+import lzma
+import queue
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from deq_model.checkpoint import load_checkpoint
+from deq_model.warm_start import load_warm_start
+from server.engine.engine import Engine
+from server.engine.types import EngineLimits, Event, Scored, ScoreJob, Solve, SolveStats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """A way of scoring: with the map or from zeros, tokens together, tolerance, number format."""
+
+    warm: bool
+    window: int
+    tol: float = 1e-3
+    max_nfe: int = 100
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Log-probabilities ``(n,)``, solver figures, and seconds."""
+
+    logprob: torch.Tensor
+    stats: SolveStats
+    seconds: float
+
+
+def exact(*, warm: bool) -> Setting:
+    """The fixed points that a start leads to."""
+    return Setting(warm=warm, window=1, tol=1e-6, max_nfe=400, dtype=torch.float64)
+
+
+def measure(model: Path, tokens: tuple[int, ...], setting: Setting) -> Outcome:
+    """Scores the tokens in one request."""
+    checkpoint = load_checkpoint(model, device="cpu")
+    warm_start = load_warm_start(
+        model, d_model=checkpoint.config.d_model, fingerprint=checkpoint.fingerprint
+    )
+    assert warm_start is not None, "deqlm calibrate has put no map beside the checkpoint"
+    engine = Engine(
+        checkpoint,
+        name="measured",
+        device=torch.device("cpu"),
+        dtype=setting.dtype,
+        limits=EngineLimits(window=setting.window),
+        warm_start=warm_start if setting.warm else None,
+    )
+    engine.start()
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    solve = Solve(tol=setting.tol, max_nfe=setting.max_nfe)
+    began = time.perf_counter()
+    engine.submit(ScoreJob(job_id="measured", tokens=tokens, sink=events.put, solve=solve))
+    event = events.get()
+    seconds = time.perf_counter() - began
+    engine.stop(grace_s=1)
+    assert isinstance(event, Scored), event
+    found = [token.logprob for token in event.tokens]
+    return Outcome(torch.tensor(found, dtype=torch.float64), event.stats, seconds)
+
+
+def row(setting: Setting, outcome: Outcome, own: torch.Tensor, zeros: torch.Tensor) -> str:
+    """A row of the table."""
+    stats = outcome.stats
+    change = (outcome.logprob - own).abs()
+    perplexity = float((zeros - outcome.logprob).mean().expm1())
+    cells = (
+        "warm" if setting.warm else "zeros",
+        str(setting.window),
+        f"{stats.token_evaluations / stats.solved_tokens:.2f}",
+        f"{float(change.mean()):.1e}",
+        f"{float(change.median()):.1e}",
+        f"{perplexity:+.2%}",
+        str(stats.unconverged_tokens),
+        f"{len(own) / outcome.seconds:.0f}",
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path, help="checkpoint folder")
+    parser.add_argument("text", type=Path, help="text file, plain or .xz")
+    parser.add_argument("--tokens", type=int, default=1000, help="of the text to score")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of an operation")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    opener = lzma.open if options.text.suffix == ".xz" else open
+    with opener(options.text, "rt", encoding="utf-8") as file:
+        text = file.read(20 * options.tokens)
+    tokenizer = load_checkpoint(options.model, device="cpu").tokenizer
+    assert tokenizer is not None, "the checkpoint has no tokenizer"
+    tokens = tokenizer.encode(text).ids[: options.tokens]
+    own = {warm: measure(options.model, tokens, exact(warm=warm)) for warm in (False, True)}
+    print(
+        "| start | tokens together | calls of f a token | mean change against its exact states "
+        "| median | perplexity against exact from zeros | not converged | tokens/s |\n"
+        "|---|---|---|---|---|---|---|---|"
+    )
+    for window in (1, 16):
+        for warm in (False, True):
+            setting = Setting(warm=warm, window=window)
+            outcome = measure(options.model, tokens, setting)
+            print(row(setting, outcome, own[warm].logprob, own[False].logprob), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Fitting a map to start solves from: ``deqlm calibrate``."""
