@@ -118,6 +118,8 @@ class ScoreJob:
         top_k: alternatives to return per token.
         solve: solver options.
         deadline: instant, or None.
+        priority: 0 (low) to 2 (high): its share of the calls of f beside others.
+        owner: whose job it is: calls and places are shared among owners first.
         sink: takes the events; the last is ``Scored`` or ``Failed``.
     """
 
@@ -129,6 +131,8 @@ class ScoreJob:
     top_k: int = 0
     solve: Solve = field(default_factory=Solve)
     deadline: float | None = None
+    priority: int = 1
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +149,8 @@ class GenerateJob:
         lease: on the session to continue and to commit to; None for a fresh history.
         solve: solver options.
         deadline: instant, or None.
+        priority: 0 (low) to 2 (high): its share of the calls of f beside others.
+        owner: whose job it is: calls and places are shared among owners first.
         sink: takes ``PromptSolved``, then ``Drawn`` for every token, then ``Generated`` or
             ``Failed``.
     """
@@ -159,6 +165,8 @@ class GenerateJob:
     lease: Lease | None = None
     solve: Solve = field(default_factory=Solve)
     deadline: float | None = None
+    priority: int = 1
+    owner: str = ""
 
 
 Job = ScoreJob | GenerateJob
