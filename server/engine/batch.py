@@ -1,28 +1,28 @@
 """One call of f on the rows of many sequences, and what became of each token.
 
-Letters: N rows of the call, R sequences, W the widest window, D ``d_model``.
+Letters: n rows of the call, D ``d_model``.
 """
 
-from collections import Counter
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from deq_model.attention import relative_attention, span
+from deq_model.feed_forward import FeedForward, Int8FeedForward
 from deq_model.function import EquilibriumWeights
+from deq_model.inference import InferenceFunction
 from deq_model.model import DEQLanguageModel
+from deq_model.products import Format
 from deq_model.solvers.options import Method
 from deq_model.solvers.rows import RowSolver
 from deq_model.warm_start import WarmStart
+from server.engine.packing import Packing
+from server.engine.precision import MOST_ROUGH, SWITCH, Costs, rough_rows
 from server.engine.scheduler import Entry, Scheduler, Sequence
 from server.engine.slab import Slab
 from server.engine.starts import first_states
 from server.engine.types import Solve, Solved
-
-_FAR = 1 << 40
-"""Positions of padding start here: beyond every token's reach."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,52 +42,22 @@ class Accepted:
     solved: Solved
 
 
-class PackedAttention:
-    """Attention of packed rows: each sequence over its own memory and its own window."""
+@dataclass(slots=True)
+class _Row:
+    """What is known of the solve in a row.
 
-    def __init__(
-        self, weights: EquilibriumWeights, slab: Slab, positions: Tensor, sequences: Seq[Sequence]
-    ) -> None:
-        """Lays out the rows of ``sequences``, in order; ``positions`` is the table R(δ)."""
-        self._weights, self._positions = weights, positions
-        config, device = weights.config, positions.device
-        width = max(len(sequence.active) for sequence in sequences)
-        grid, query_position, first = [], [], []
-        row = 0
-        for sequence in sequences:
-            count, begin = len(sequence.active), sequence.start + sequence.accepted
-            grid.append([row + i if i < count else -1 for i in range(width)])
-            at = [begin + i if i < count else _FAR + i for i in range(width)]
-            query_position.append(at)
-            first.append([max(0, p - p % config.tgt_len - config.mem_len) for p in at])
-            row += count
-        # Padding reads the row of zeros behind the last one: another sequence's NaN stays there.
-        self._grid = torch.tensor(grid, device=device) % (row + 1)
-        self._flat = (torch.tensor(grid, device=device).flatten() >= 0).nonzero().squeeze(1)
-        self._history = slab.history([sequence.slot for sequence in sequences])
-        at_rows = torch.tensor(query_position, device=device)
-        self._span = span(
-            at_rows,
-            torch.cat([self._history.position, at_rows], dim=1),
-            first=torch.tensor(first, device=device),
-            reach=config.attention_span,
-        )
+    Attributes:
+        nfe: calls of f on it.
+        far: whether it is far enough from its fixed point for a rough f.
+        rough: whether its last call was of the rough f.
+        settled: whether its history is what it was in its last call, were it the first of its
+            window.
+    """
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """``(N, n_head, d_head)`` each to ``(N, D)``."""
-        mixed = relative_attention(
-            self._padded(query),
-            torch.cat([self._history.key, self._padded(key)], dim=1),
-            torch.cat([self._history.value, self._padded(value)], dim=1),
-            positions=self._positions,
-            r_w_bias=self._weights.r_w_bias,
-            r_r_bias=self._weights.r_r_bias,
-            span=self._span,
-        )
-        return mixed.flatten(0, 1)[self._flat]
-
-    def _padded(self, rows: Tensor) -> Tensor:
-        return torch.cat([rows, torch.zeros_like(rows[:1])])[self._grid]
+    nfe: int = 0
+    far: bool = True
+    rough: bool = False
+    settled: bool = True
 
 
 class Batch:
@@ -99,28 +69,44 @@ class Batch:
         weights: EquilibriumWeights,
         slab: Slab,
         *,
-        max_batch_tokens: int,
+        max_rows: int,
+        form: Format,
+        rough: bool = False,
         method: Method = "broyden",
         depth: int = 12,
         warm_start: WarmStart | None = None,
     ) -> None:
-        """Makes room for the rows; ``weights`` are the model's, folded and cast, as the map is."""
+        """Makes room for the rows.
+
+        Args:
+            model: embeds and injects.
+            weights: its f, folded, in full precision; they are copied.
+            slab: memory of the sequences.
+            max_rows: tokens that may be solved at once.
+            form: number format of the products of f.
+            rough: whether rows far from their fixed point may be computed in 8 bits.
+            method: of the solver.
+            depth: past steps that a row remembers.
+            warm_start: map to first states; None for zeros.
+        """
         config = weights.config
         like = model.injection.weight
-        self._model, self._weights, self._slab = model, weights, slab
-        self._warm_start = warm_start
+        self._model, self._slab, self._warm_start = model, slab, warm_start
+        self._f = InferenceFunction(weights, form, distances=config.klen)
+        self._rough = Int8FeedForward(weights) if rough else None
+        self._costs: Costs | None = None
         self._solver = RowSolver(
             method,
-            capacity=max_batch_tokens,
+            capacity=max_rows,
             dim=config.d_model,
             depth=depth,
             device=like.device,
             dtype=like.dtype,
         )
-        self._injection = like.new_zeros(max_batch_tokens, 3 * config.d_model)
-        self._nfe = [0] * max_batch_tokens
-        self._unsettled: set[int] = set()
-        self._positions = weights.position_table(config.klen, like.dtype)
+        self._injection = like.new_zeros(max_rows, 3 * config.d_model)
+        self._rows = [_Row() for _ in range(max_rows)]
+        self._packing: Packing | None = None
+        self._packed: list[tuple[int, int, int]] = []
 
     @property
     def starts_warm(self) -> bool:
@@ -134,16 +120,17 @@ class Batch:
         device = self._injection.device
         tokens = torch.tensor([e.sequence.inputs[e.index] for e in entries], device=device)
         rows = torch.tensor([e.row for e in entries], device=device)
-        self._injection[rows] = injection = self._model.inject(tokens)
+        injection = self._model.inject(tokens)
+        self._injection[rows] = self._f.fold_injection(injection)
         z_init = first_states(
             self._warm_start, entries, injection, solver=self._solver, slab=self._slab
         )
         self._solver.start(rows, z_init)
         for entry in entries:
-            self._nfe[entry.row] = 0
+            self._rows[entry.row] = _Row()
 
     def step(self, scheduler: Scheduler, options: dict[Sequence, Solve]) -> list[Accepted]:
-        """One call of f on all rows; accepted tokens are in their slots afterwards.
+        """One call of f on all active rows; accepted tokens are in their memory afterwards.
 
         Args:
             scheduler: whose running sequences take part; it is told who is done.
@@ -152,91 +139,142 @@ class Batch:
         Returns:
             The accepted tokens, each sequence's in order.
         """
-        sequences = [s for s in scheduler.running if s.rows]
-        row_ids = [row for sequence in sequences for row in sequence.active]
-        rows = torch.tensor(row_ids, device=self._injection.device)
-        settled = [
-            i == 0 and row not in self._unsettled
-            for sequence in sequences
-            for i, row in enumerate(sequence.active)
-        ]
-        z = self._solver.propose(rows)
-        attend = PackedAttention(self._weights, self._slab, self._positions, sequences)
-        f_z = self._weights(z, self._injection[rows], attend)
-        seen = self._solver.observe(rows, f_z, settled=torch.tensor(settled, device=rows.device))
-        for row in row_ids:
-            self._nfe[row] += 1
+        packing = self._packing_of([s for s in scheduler.running if s.active])
+        rough = self._choose(packing, options)
+        z = self._solver.propose(packing.rows)
+        f_z = self._call(packing, z, rough)
+        settled = self._settled(packing, set(rough))
+        seen = self._solver.observe(packing.rows, f_z, settled=settled)
         residual = seen.residual_rel.tolist()
-        verdicts: list[_Verdict] = []
-        at = 0
-        for sequence in sequences:
-            count = len(sequence.active)
-            verdicts += self._judge(sequence, options[sequence], residual[at : at + count], at)
-            at += count
-        accepted = self._store(z, verdicts)
-        done = Counter(token.sequence for token in accepted)
-        for sequence in sequences:
-            scheduler.accept(sequence, done[sequence])
-        # What these rows saw last was f behind another state than the one that was accepted.
-        moved = {v.sequence for v in verdicts if not v.converged}
-        self._unsettled = {sequence.rows[0] for sequence in moved if sequence.rows}
+        self._note(packing, residual)
+        verdicts = self._judge(packing, options, residual)
+        accepted = self._store(packing, z, verdicts)
+        self._leave(scheduler, packing.sequences, verdicts)
         return accepted
 
+    def _packing_of(self, sequences: list[Sequence]) -> Packing:
+        """The rows' places; as long as nobody moves, those of the call before."""
+        sequences.sort(key=lambda sequence: sequence.slot)
+        now = [(s.slot, s.start + s.accepted, len(s.active)) for s in sequences]
+        if self._packing is None or now != self._packed or self._packing.sequences != sequences:
+            self._packing, self._packed = Packing(sequences, self._slab, self._f.config.klen), now
+        return self._packing
+
+    def _choose(self, packing: Packing, options: dict[Sequence, Solve]) -> list[int]:
+        """Rows of the call to compute roughly."""
+        if self._rough is None or self._costs is None:
+            return []
+        wishes = []
+        for sequence in packing.sequences:
+            # What a token is accepted with when its budget is spent must be of the accurate f.
+            most = min(options[sequence].max_nfe - 1, MOST_ROUGH)
+            rows = (self._rows[row] for row in sequence.active)
+            wishes += [row.far and row.nfe < most for row in rows]
+        return rough_rows(wishes, self._costs)
+
+    def _call(self, packing: Packing, z: Tensor, rough: list[int]) -> Tensor:
+        """f(z), with some rows' feed-forward in 8 bits."""
+        query, key, value = self._f.channels(z, self._injection[packing.rows])
+        mixed = packing.attend(self._f, query, key, value)
+        if not rough:
+            return self._f.finish(mixed, z, self._f.feed_forward)
+        assert self._rough is not None
+        feed_forward: FeedForward = self._rough
+        if len(rough) < len(z):
+            feed_forward = _Mixed(self._rough, self._f.feed_forward, rough, len(z))
+        return self._f.finish(mixed, z, feed_forward)
+
+    def _settled(self, packing: Packing, rough: set[int]) -> Tensor:
+        """Which rows' f is the one of their last call: the first of a window, mostly."""
+        settled = [False] * len(packing.row_ids)
+        for offset in packing.offsets:
+            settled[offset] = self._rows[packing.row_ids[offset]].settled
+        for i, row_id in enumerate(packing.row_ids):
+            row = self._rows[row_id]
+            settled[i] = settled[i] and (row.nfe == 0 or row.rough == (i in rough))
+            row.rough = i in rough
+        return torch.tensor(settled, device=self._injection.device)
+
+    def _note(self, packing: Packing, residual: list[float]) -> None:
+        """Counts the call, and sees which rows have come near their fixed points."""
+        for row_id, size in zip(packing.row_ids, residual, strict=True):
+            row = self._rows[row_id]
+            row.nfe += 1
+            row.far = size > SWITCH
+            row.settled = True
+
     def _judge(
-        self, sequence: Sequence, solve: Solve, residual: list[float], offset: int
+        self,
+        packing: Packing,
+        options: dict[Sequence, Solve],
+        residual: list[float],
     ) -> list["_Verdict"]:
-        """The prefix of a window that is done after this call.
+        """The prefixes of the windows that are done after this call.
 
         Once a token is accepted at another state than the one this call measured, what the call
         says of later tokens is about a different history: they wait for the next call, unless
         their own budget is spent.
         """
         verdicts: list[_Verdict] = []
-        measured = True
-        for i, row in enumerate(sequence.active):
-            converged = measured and residual[i] <= solve.tol
-            if not converged and self._nfe[row] < solve.max_nfe:
-                break
-            verdicts.append(
-                _Verdict(sequence, sequence.accepted + i, row, offset + i, residual[i], converged)
-            )
-            measured = measured and converged
+        for sequence, offset in zip(packing.sequences, packing.offsets, strict=True):
+            solve, measured = options[sequence], True
+            for i, row in enumerate(sequence.active):
+                at = offset + i
+                state = self._rows[row]
+                converged = measured and not state.rough and residual[at] <= solve.tol
+                if not converged and state.nfe < solve.max_nfe:
+                    break
+                index = sequence.accepted + i
+                verdicts.append(_Verdict(sequence, index, row, at, residual[at], converged))
+                measured = measured and converged
         return verdicts
 
-    def _store(self, z: Tensor, verdicts: list["_Verdict"]) -> list[Accepted]:
+    def _store(self, packing: Packing, z: Tensor, verdicts: list["_Verdict"]) -> list[Accepted]:
         if not verdicts:
             return []
         device = z.device
-        rows = torch.tensor([v.row for v in verdicts], device=device)
-        current = z[torch.tensor([v.offset for v in verdicts], device=device)]
+        at = torch.tensor([v.offset for v in verdicts], device=device)
+        rows = packing.rows[at]
+        work_rows, entries = packing.work_rows[at], packing.entries[at]
         best = self._solver.best(rows)
-        converged = torch.tensor([v.converged for v in verdicts], device=device)
-        z_star = torch.where(converged[:, None], current, best.z)
-        key, value = self._weights.project_history(z_star, self._injection[rows])
-        positions = [v.sequence.start + v.index for v in verdicts]
-        self._slab.write(
-            torch.tensor([v.sequence.slot for v in verdicts], device=device),
-            torch.tensor(positions, device=device),
-            key=key,
-            value=value,
-            z=z_star,
-        )
-        solved = [
-            self._solved(verdict, best_residual)
-            for verdict, best_residual in zip(verdicts, best.residual_rel.tolist(), strict=True)
-        ]
+        z_star = z[at]
+        if not all(v.converged for v in verdicts):
+            converged = torch.tensor([v.converged for v in verdicts], device=device)
+            z_star = torch.where(converged[:, None], z_star, best.z)
+            # What the work area holds for them is of the state that this call measured.
+            _, key, value = self._f.channels(z_star, self._injection[rows])
+            self._slab.write_keys(work_rows, entries, key, value)
+        self._slab.write_states(work_rows, entries, z_star)
         accepted = []
-        for i, verdict in enumerate(verdicts):
-            self._slab.advance(verdict.sequence.slot, positions[i] + 1, solved[i])
-            accepted.append(Accepted(verdict.sequence, verdict.index, z_star[i], solved[i]))
+        for i, (verdict, least) in enumerate(
+            zip(verdicts, best.residual_rel.tolist(), strict=True)
+        ):
+            sequence, solved = verdict.sequence, self._solved(verdict, least)
+            length = sequence.start + verdict.index + 1
+            self._slab.advance(sequence.slot, length, solved)
+            accepted.append(Accepted(sequence, verdict.index, z_star[i], solved))
         return accepted
 
     def _solved(self, verdict: "_Verdict", best_residual: float) -> Solved:
-        nfe = self._nfe[verdict.row]
+        nfe = self._rows[verdict.row].nfe
         if verdict.converged:
             return Solved(nfe, verdict.residual, "converged")
         finite = best_residual != float("inf")
         return Solved(nfe, best_residual, "max_nfe" if finite else "nonfinite")
+
+    def _leave(
+        self, scheduler: Scheduler, sequences: Seq[Sequence], verdicts: list["_Verdict"]
+    ) -> None:
+        """Tells the scheduler who is done."""
+        done = dict.fromkeys(sequences, 0)
+        for verdict in verdicts:
+            done[verdict.sequence] += 1
+        for sequence, count in done.items():
+            scheduler.accept(sequence, count)
+        for verdict in verdicts:
+            # What the next row saw last was f behind another state than the one accepted.
+            if not verdict.converged and verdict.sequence.rows:
+                self._rows[verdict.sequence.rows[0]].settled = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,3 +285,21 @@ class _Verdict:
     offset: int
     residual: float
     converged: bool
+
+
+class _Mixed:
+    """A feed-forward that is rough in some rows of a call."""
+
+    def __init__(self, rough: FeedForward, accurate: FeedForward, which: list[int], n: int) -> None:
+        self.nbytes = rough.nbytes + accurate.nbytes
+        self._rough, self._accurate = rough, accurate
+        chosen = set(which)
+        self._which = torch.tensor(which)
+        self._others = torch.tensor([i for i in range(n) if i not in chosen])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Both, each on its own rows."""
+        out = torch.empty_like(x)
+        out[self._which] = self._rough(x[self._which])
+        out[self._others] = self._accurate(x[self._others])
+        return out

@@ -15,6 +15,7 @@ import torch
 
 from deq_model.checkpoint import LoadedCheckpoint
 from deq_model.errors import CheckpointError
+from deq_model.products import Format
 from deq_model.solvers.options import Method
 from deq_model.warm_start import WarmStart
 from server.engine.batch import Batch
@@ -35,6 +36,13 @@ from server.engine.types import EngineLimits, EngineSnapshot, Event, Failed, Job
 from server.engine.work import Work
 
 log = logging.getLogger(__name__)
+
+_FORMS: dict[torch.dtype, Format] = {
+    torch.float64: "float64",
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+}
 
 _IDLE_WAIT_S = 1.0
 """How long the idle thread sleeps before it looks for expired sessions."""
@@ -77,12 +85,20 @@ class Engine:
         self.fingerprint = checkpoint.fingerprint
         self.n_parameters = model.n_parameters()
         self.device, self.dtype = device, dtype
-        weights = model.f.fold().detach().to(device, dtype)
+        weights = model.f.fold().detach()
         del model.f  # the folded weights replace it
-        # Each job may hold its base and each sequence its own slot, beside what sessions hold.
-        n_slot = limits.max_sessions + 2 * limits.max_running
-        self._slots = SlotPool(n_slot)
-        self._slab = Slab(self.config, slots=n_slot, device=device, dtype=state)
+        # Each job may hold its base beside what sessions hold, and one may be about to be held.
+        n_slot = limits.max_sessions + limits.max_running + 1
+        self._rows, self._slots = SlotPool(limits.max_running), SlotPool(n_slot)
+        window = min(limits.window, self.config.klen)
+        self._slab = Slab(
+            self.config,
+            rows=limits.max_running,
+            slots=n_slot,
+            window=window,
+            device=device,
+            dtype=state,
+        )
         self.session_bytes = self._slab.bytes_per_slot
         self.sessions = SessionTable(
             self._slots, max_sessions=limits.max_sessions, session_bytes=self.session_bytes
@@ -90,8 +106,7 @@ class Engine:
         self._scheduler = Scheduler(
             max_batch_tokens=limits.max_batch_tokens,
             max_running=limits.max_running,
-            # No two tokens of a call may fall on one entry of their ring.
-            window=min(limits.window, self.config.klen),
+            window=window,
         )
         self._runner = JobRunner(
             model=model,
@@ -99,11 +114,13 @@ class Engine:
                 model,
                 weights,
                 self._slab,
-                max_batch_tokens=limits.max_batch_tokens,
+                max_rows=limits.max_batch_tokens,
+                form=_FORMS[dtype],
                 method=self.solver,
                 warm_start=None if warm_start is None else warm_start.to(device, dtype),
             ),
             slab=self._slab,
+            rows=self._rows,
             slots=self._slots,
             scheduler=self._scheduler,
             sessions=self.sessions,
@@ -199,7 +216,7 @@ class Engine:
             sessions=len(self.sessions),
             slots_used=used,
             slots_total=self._slots.total,
-            memory_bytes=self._slots.total * self.session_bytes,
+            memory_bytes=self._slab.nbytes,
             session_memory_bytes=self.sessions.holding() * self.session_bytes,
         )
 

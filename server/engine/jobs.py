@@ -45,15 +45,17 @@ class JobRunner:
         model: DEQLanguageModel,
         batch: Batch,
         slab: Slab,
+        rows: SlotPool,
         slots: SlotPool,
         scheduler: Scheduler,
         sessions: SessionTable,
         eos_id: int,
     ) -> None:
-        """Takes the engine's parts."""
+        """Takes the engine's parts; ``rows`` are those of the slab's work area."""
         self.observer: Observer = Unobserved()
         self._softmax = model.softmax
-        self._batch, self._slab, self._slots = batch, slab, slots
+        self._batch, self._slab = batch, slab
+        self._rows, self._slots = rows, slots
         self._scheduler, self._sessions = scheduler, sessions
         self._eos_id = eos_id
         self._runs: dict[Sequence, Run] = {}
@@ -122,23 +124,23 @@ class JobRunner:
         return False
 
     def _start_run(self, work: Work, tokens: Seq[int], *, candidate: int | None = None) -> Run:
-        """A run over ``tokens`` in a slot of its own, continuing the job's base."""
-        slot, base = self._slots.acquire(), work.base_slot
-        assert slot is not None, "there is a slot for every sequence that may run"
+        """A run over ``tokens`` in a row of its own, continuing the job's base."""
+        row, base = self._rows.acquire(), work.base_slot
+        assert row is not None, "there is a row for every sequence that may run"
         inputs = list(tokens) if base is not None else [self._eos_id, *tokens]
         targets = [*tokens[1:], None] if base is not None else [*tokens, None]
-        sequence = Sequence(slot=slot, start=0, inputs=inputs)
+        sequence = Sequence(slot=row, start=0, inputs=inputs)
         run = Run(work, sequence, targets[: len(inputs)], candidate=candidate)
-        # Known before anything can break: ending the job then gives the slot back.
+        # Known before anything can break: ending the job then gives the row back.
         work.runs.append(run)
         self._runs[sequence] = run
         self._scheduler.add(sequence)
         if base is None:
-            self._slab.reset(slot)
+            self._slab.reset(row)
             return run
-        self._slab.copy(base, slot)
-        sequence.start = self._slab.length(slot)
-        hidden, solved = self._slab.last(slot)
+        self._slab.load(base, row)
+        sequence.start = self._slab.length(row)
+        hidden, solved = self._slab.last(row)
         first = tokens[0] if tokens else None
         self._predictions.append(Prediction(run, hidden, solved, first))
         return run
@@ -261,12 +263,12 @@ class JobRunner:
     def _finish_main(self, run: Run, job: ScoreJob) -> None:
         work = run.work
         if job.candidates:
-            self._drop_run(run, keep_slot=True)
-            work.base_slot = run.sequence.slot
+            work.base_slot = self._keep(run)
+            self._drop_run(run)
             self._with_candidates.append(work)
             return
         session = self._commit(run, totals_of(run.tokens), len(job.tokens))
-        self._drop_run(run, keep_slot=session is not None)
+        self._drop_run(run)
         self._emit_scored(work, job, session)
 
     def _finish_candidate(self, run: Run, job: ScoreJob) -> None:
@@ -298,7 +300,7 @@ class JobRunner:
         count = len(job.prompt) + len(work.drawn)
         text = "" if ending.stop_string is not None else job.text.finish()
         session = self._commit(run, totals_of(run.tokens) + totals, count)
-        self._drop_run(run, keep_slot=session is not None)
+        self._drop_run(run)
         self._end(work)
         first = work.first_token
         job.sink(
@@ -317,24 +319,33 @@ class JobRunner:
         )
 
     def _commit(self, run: Run, totals: Totals, count: int) -> SessionView | None:
-        """Gives a finished run's slot to its session; None for a job without one.
+        """Keeps a finished run's memory for its session; None for a job without one.
 
         Raises:
-            Cancelled: the lease is over; the slot is still the run's.
+            Cancelled: the lease is over.
         """
         work = run.work
         if work.job.lease is None:
             return None
+        slot = self._keep(run)
         session = self._sessions.commit(
             work.job.lease,
-            slot=run.sequence.slot,
+            slot=slot,
             position=work.base_position + count,
             totals=work.base_totals + totals,
             last_token=run.sequence.inputs[-1],
         )
         if session is None:
+            self._slots.release(slot)
             raise Cancelled("the session was released")
         return session
+
+    def _keep(self, run: Run) -> int:
+        """A slot, held by the caller, with what the run's row has come to."""
+        slot = self._slots.acquire()
+        assert slot is not None, "there is a slot for every session and every running job"
+        self._slab.save(run.sequence.slot, slot)
+        return slot
 
     def fail(self, work: Work, error: EngineError) -> None:
         """Ends a job without a trace in its session."""
@@ -349,12 +360,11 @@ class JobRunner:
             # The caller's code: there is nobody else to tell, and other jobs to end.
             log.exception("job %s cannot be told that it failed: %s", work.job.job_id, error)
 
-    def _drop_run(self, run: Run, *, keep_slot: bool = False) -> None:
+    def _drop_run(self, run: Run) -> None:
         del self._runs[run.sequence]
         run.work.runs.remove(run)
         self._scheduler.remove(run.sequence)
-        if not keep_slot:
-            self._slots.release(run.sequence.slot)
+        self._rows.release(run.sequence.slot)
 
     def _end(self, work: Work) -> None:
         work.finished = True

@@ -1,4 +1,9 @@
-"""Memory of all sessions: a ring of the last tokens' fixed points, keys and values per slot."""
+"""Memory on the device: a work area for sequences that are being solved, and a store behind it.
+
+A sequence works in a *row* of the work area, laid out as attention wants it; what a session keeps
+lies in a *slot* of the store. A row is loaded from a slot when a sequence starts, and saved to
+another one when its session takes the result.
+"""
 
 from dataclasses import dataclass
 
@@ -8,107 +13,137 @@ from torch import Tensor
 from deq_model.config import ModelConfig
 from server.engine.types import Solved
 
-EMPTY = -1
-"""Position of a ring entry that holds no token."""
 
+@dataclass(slots=True)
+class _Seen:
+    """How many tokens a memory has seen, and how the last one was solved."""
 
-@dataclass(frozen=True, slots=True)
-class History:
-    """Memory of R slots, as attention wants it.
-
-    Attributes:
-        key: ``(R, K, n_head, d_head)``.
-        value: the same.
-        position: ``(R, K)`` int64, of each entry; ``EMPTY`` where there is none.
-    """
-
-    key: Tensor
-    value: Tensor
-    position: Tensor
+    length: int = 0
+    solved: Solved | None = None
 
 
 class Slab:
-    """A fixed number of slots of ``klen = mem_len + tgt_len`` tokens each.
+    """Rows and slots, their keys, values and fixed points.
 
-    Position p lives at entry ``p % klen``: by the rule of contexts (from ``mem_len`` before the
-    start of its segment) no token needs what a later one has overwritten. What a slot holds beyond
-    the ring, on the host: how many tokens it has seen, and how the last one was solved.
+    The token at position p lies at entry ``p % ring`` of a row. A ring is as long as a context
+    (``klen = mem_len + tgt_len``) and a window, so that no token of a window takes the place of one
+    that another token of it still needs. A slot has room for a context alone.
     """
 
     def __init__(
-        self, config: ModelConfig, *, slots: int, device: torch.device, dtype: torch.dtype
+        self,
+        config: ModelConfig,
+        *,
+        rows: int,
+        slots: int,
+        window: int,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
-        """Makes empty slots; ``dtype`` is that of states."""
-        heads = (slots, config.klen, config.n_head, config.d_head)
-        self._key = torch.zeros(heads, device=device, dtype=dtype)
-        self._value = torch.zeros(heads, device=device, dtype=dtype)
-        self._z = torch.zeros(slots, config.klen, config.d_model, device=device, dtype=dtype)
-        self._position = torch.full((slots, config.klen), EMPTY, device=device)
-        self._klen = config.klen
-        self._length = [0] * slots
-        self._solved: list[Solved | None] = [None] * slots
+        """Makes empty rows and slots.
+
+        Args:
+            config: of the model.
+            rows: sequences that may be solved at once.
+            slots: memories that may be kept.
+            window: most tokens of a sequence that are solved at once.
+            device: where.
+            dtype: of states.
+        """
+        self.config = config
+        self.klen, self.ring = config.klen, config.klen + window
+        heads = (config.n_head, config.d_head)
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, device=device, dtype=dtype)
+
+        n_head, d_head = heads
+        self.key = zeros(rows, n_head, self.ring, d_head)
+        self.value = zeros(rows, n_head, self.ring, d_head)
+        self._z = zeros(rows, self.ring, config.d_model)
+        self._kept_key = zeros(slots, n_head, self.klen, d_head)
+        self._kept_value = zeros(slots, n_head, self.klen, d_head)
+        self._kept_z = zeros(slots, self.klen, config.d_model)
+        self._row_seen = [_Seen() for _ in range(rows)]
+        self._slot_seen = [_Seen() for _ in range(slots)]
 
     @property
     def bytes_per_slot(self) -> int:
         """Device bytes of one slot."""
-        tensors = (self._key, self._value, self._z, self._position)
-        return sum(tensor[0].numel() * tensor.element_size() for tensor in tensors)
+        kept = (self._kept_key, self._kept_value, self._kept_z)
+        return sum(tensor[0].nbytes for tensor in kept)
 
-    def length(self, slot: int) -> int:
-        """Tokens that the slot has seen, the priming <eos> included."""
-        return self._length[slot]
+    @property
+    def nbytes(self) -> int:
+        """Device bytes of all rows and slots."""
+        work = (self.key, self.value, self._z)
+        return sum(tensor.nbytes for tensor in work) + len(self._slot_seen) * self.bytes_per_slot
 
-    def last(self, slot: int) -> tuple[Tensor, Solved]:
-        """Fixed point ``(d_model,)`` of the last token, and how it was solved."""
-        solved = self._solved[slot]
-        assert solved is not None, "the slot is empty"
-        return self._z[slot, (self._length[slot] - 1) % self._klen], solved
+    def length(self, row: int) -> int:
+        """Tokens that the row has seen, the priming <eos> included."""
+        return self._row_seen[row].length
 
-    def last_states(self, slots: list[int]) -> Tensor:
-        """Fixed points ``(n, d_model)`` of the last tokens of slots that are not empty."""
-        entries = [(self._length[slot] - 1) % self._klen for slot in slots]
-        return self._z[slots, entries]
+    def last(self, row: int) -> tuple[Tensor, Solved]:
+        """Fixed point ``(d_model,)`` of the row's last token, and how it was solved."""
+        seen = self._row_seen[row]
+        assert seen.solved is not None, "the row is empty"
+        return self._z[row, (seen.length - 1) % self.ring], seen.solved
 
-    def reset(self, slot: int) -> None:
-        """Forgets everything."""
-        self._position[slot] = EMPTY
-        # Attention gives hidden entries the weight 0, and 0 · inf would be no number.
-        self._value[slot] = 0.0
-        self._length[slot], self._solved[slot] = 0, None
+    def last_states(self, rows: list[int]) -> Tensor:
+        """Fixed points ``(n, d_model)`` of the last tokens of rows that are not empty."""
+        entries = [(self._row_seen[row].length - 1) % self.ring for row in rows]
+        return self._z[rows, entries]
 
-    def copy(self, source: int, target: int) -> None:
-        """Makes ``target`` equal to ``source``."""
-        for tensor in (self._key, self._value, self._z, self._position):
-            tensor[target] = tensor[source]
-        self._length[target] = self._length[source]
-        self._solved[target] = self._solved[source]
+    def reset(self, row: int) -> None:
+        """Empties a row.
 
-    def write(
-        self, slots: Tensor, positions: Tensor, *, key: Tensor, value: Tensor, z: Tensor
-    ) -> None:
-        """Stores n accepted tokens.
+        Hidden entries have the weight 0, and 0 · inf would be no number: so they are cleared.
+        """
+        self.key[row].zero_()
+        self.value[row].zero_()
+        self._row_seen[row] = _Seen()
+
+    def load(self, slot: int, row: int) -> None:
+        """Makes a row continue what is kept in a slot."""
+        seen = self._slot_seen[slot]
+        kept, entries = self._contexts(seen.length)
+        self.reset(row)
+        self.key[row, :, entries] = self._kept_key[slot, :, kept]
+        self.value[row, :, entries] = self._kept_value[slot, :, kept]
+        self._z[row, entries] = self._kept_z[slot, kept]
+        self._row_seen[row] = _Seen(seen.length, seen.solved)
+
+    def save(self, row: int, slot: int) -> None:
+        """Keeps in a slot what a row has come to."""
+        seen = self._row_seen[row]
+        kept, entries = self._contexts(seen.length)
+        self._kept_key[slot, :, kept] = self.key[row, :, entries]
+        self._kept_value[slot, :, kept] = self.value[row, :, entries]
+        self._kept_z[slot, kept] = self._z[row, entries]
+        self._slot_seen[slot] = _Seen(seen.length, seen.solved)
+
+    def _contexts(self, length: int) -> tuple[Tensor, Tensor]:
+        """Entries of a slot, and those of a row, of the last tokens of ``length``."""
+        first = max(0, length - self.klen)
+        positions = torch.arange(first, length, device=self.key.device)
+        return positions % self.klen, positions % self.ring
+
+    def write_keys(self, rows: Tensor, entries: Tensor, key: Tensor, value: Tensor) -> None:
+        """Stores keys and values of n tokens, accepted or not.
 
         Args:
-            slots: ``(n,)`` int64.
-            positions: ``(n,)`` int64.
+            rows: ``(n,)`` int64.
+            entries: ``(n,)`` int64 of the rings.
             key: ``(n, n_head, d_head)``.
             value: the same.
-            z: ``(n, d_model)``.
         """
-        entries = positions % self._klen
-        self._key[slots, entries] = key
-        self._value[slots, entries] = value
-        self._z[slots, entries] = z
-        self._position[slots, entries] = positions
+        self.key.transpose(1, 2)[rows, entries] = key
+        self.value.transpose(1, 2)[rows, entries] = value
 
-    def advance(self, slot: int, length: int, solved: Solved) -> None:
-        """The slot has now seen ``length`` tokens, the last of them solved so."""
-        self._length[slot], self._solved[slot] = length, solved
+    def write_states(self, rows: Tensor, entries: Tensor, z: Tensor) -> None:
+        """Stores fixed points ``(n, d_model)`` of accepted tokens."""
+        self._z[rows, entries] = z
 
-    def history(self, slots: list[int]) -> History:
-        """Memory of some slots, cut to the entries that any of them uses."""
-        used = min(self._klen, max(self._length[slot] for slot in slots))
-        index = torch.tensor(slots, device=self._position.device)
-        return History(
-            self._key[index, :used], self._value[index, :used], self._position[index, :used]
-        )
+    def advance(self, row: int, length: int, solved: Solved) -> None:
+        """The row has now seen ``length`` tokens, the last of them solved so."""
+        self._row_seen[row] = _Seen(length, solved)

@@ -1,5 +1,6 @@
 """Which slots of session memory are in use, and by how many."""
 
+import heapq
 import threading
 
 
@@ -13,16 +14,16 @@ class SlotPool:
     def __init__(self, total: int) -> None:
         """Makes ``total`` free slots, numbered from 0."""
         self.total = total
-        self._free = list(range(total - 1, -1, -1))
+        self._free = list(range(total))
         self._holders = [0] * total
         self._lock = threading.Lock()
 
     def acquire(self) -> int | None:
-        """A free slot, held once; None when there is none."""
+        """The free slot of least number, held once; None when there is none."""
         with self._lock:
             if not self._free:
                 return None
-            slot = self._free.pop()
+            slot = heapq.heappop(self._free)
             self._holders[slot] = 1
             return slot
 
@@ -38,7 +39,7 @@ class SlotPool:
             assert self._holders[slot] > 0, f"slot {slot} is free"
             self._holders[slot] -= 1
             if self._holders[slot] == 0:
-                self._free.append(slot)
+                heapq.heappush(self._free, slot)
 
     @property
     def used(self) -> int:

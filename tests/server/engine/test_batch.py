@@ -41,8 +41,9 @@ def solved_one_call_apart(
     model: DEQLanguageModel, weights: EquilibriumWeights, pair: tuple[int, int], solve: Solve
 ) -> list[Accepted]:
     """The second token enters one call after the first, so it outlives it by one."""
-    slab = Slab(model.config, slots=1, device=torch.device("cpu"), dtype=torch.float64)
-    batch = Batch(model, weights, slab, max_batch_tokens=2)
+    device = torch.device("cpu")
+    slab = Slab(model.config, rows=1, slots=0, window=2, device=device, dtype=torch.float64)
+    batch = Batch(model, weights, slab, max_rows=2, form="float64")
     scheduler = Scheduler(max_batch_tokens=2, max_running=1, window=2)
     sequence = Sequence(slot=0, start=0, inputs=[pair[0]])
     scheduler.add(sequence)

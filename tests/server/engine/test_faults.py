@@ -60,7 +60,7 @@ def test_a_raising_sink_hurts_nobody_else(caplog: pytest.LogCaptureFixture) -> N
         assert caller.engine.alive
 
 
-@pytest.mark.parametrize("name", ["copy", "reset"])
+@pytest.mark.parametrize("name", ["load", "reset"])
 def test_a_job_that_cannot_begin_leaves_nothing(
     name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -76,7 +76,7 @@ def test_a_job_that_cannot_begin_leaves_nothing(
             real(*slots)
 
         monkeypatch.setattr(slab, name, breaks_once)
-        event = caller.result(caller.score((3,), lease=lease if name == "copy" else None))
+        event = caller.result(caller.score((3,), lease=lease if name == "load" else None))
         assert isinstance(event, Failed)
         assert "device lost" in caplog.text
         assert isinstance(caller.result(good), Generated)
@@ -128,14 +128,14 @@ def test_no_entry_of_a_ring_is_written_twice_in_a_call(monkeypatch: pytest.Monke
     model = small_model(tgt_len=1, mem_len=1).eval()
     with running_engine(model) as caller:
         slab, seen = caller.engine._slab, []
-        write = slab.write
+        write = slab.write_keys
 
-        def watched(slots: Tensor, positions: Tensor, **values: Tensor) -> None:
-            entries = torch.stack([slots, positions % model.config.klen]).T
-            seen.append(len(entries) == len(entries.unique(dim=0)))
-            write(slots, positions, **values)
+        def watched(rows: Tensor, entries: Tensor, key: Tensor, value: Tensor) -> None:
+            places = torch.stack([rows, entries]).T
+            seen.append(len(places) == len(places.unique(dim=0)))
+            write(rows, entries, key, value)
 
-        monkeypatch.setattr(slab, "write", watched)
+        monkeypatch.setattr(slab, "write_keys", watched)
         stop = Stop(max_tokens=3)
         jobs = [caller.score(tuple(range(20))), caller.generate((4,) * 20, 3, stop=stop)]
         for job in jobs:

@@ -127,9 +127,11 @@ class TestFirstStates:
     """What a token that enters starts from, by a map that tells."""
 
     def make(self) -> tuple[Batch, Scheduler, Slab]:
-        slab = Slab(MODEL.config, slots=2, device=torch.device("cpu"), dtype=torch.float64)
+        device = torch.device("cpu")
+        slab = Slab(MODEL.config, rows=2, slots=0, window=4, device=device, dtype=torch.float64)
         warm_start = COPY.to(torch.device("cpu"), torch.float64)
-        batch = Batch(MODEL, MODEL.f.fold(), slab, max_batch_tokens=8, warm_start=warm_start)
+        weights = MODEL.f.fold().detach()
+        batch = Batch(MODEL, weights, slab, max_rows=8, form="float64", warm_start=warm_start)
         return batch, Scheduler(max_batch_tokens=8, max_running=2, window=4), slab
 
     def states(self, batch: Batch, sequence: Sequence) -> torch.Tensor:
