@@ -3,6 +3,7 @@
 Letters: N positions, V ``n_token``, c1 the first cutoff, k the number of tail clusters.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -26,72 +27,37 @@ class Head:
     clusters: Tensor
 
 
-class AdaptiveLogSoftmax(nn.Module):
-    """``log p(w | hidden)``, its tables and projections tied to the embedding's as configured.
+class ClusteredLogSoftmax(ABC):
+    """``log p(w | hidden)`` by whatever makes the logits of the head and of the tails.
 
-    Cluster i's logits are ``(hidden · P_i) · out_iᵀ + b_i``; the head's table is followed by one
-    row per tail cluster. The published layout numbers those rows backwards: cluster 1 owns the
-    last column of the head, cluster 2 the one before it.
+    The published layout numbers the clusters' columns of the head backwards: cluster 1 owns the
+    last one, cluster 2 the one before it.
+
+    Attributes:
+        config: of the model.
+        edges: first ids of the clusters, and ``n_token``.
     """
 
-    def __init__(self, config: ModelConfig, embedding: AdaptiveEmbedding) -> None:
-        super().__init__()
-        self.config = config
-        self.edges = config.cluster_edges
-        self._embedding = (embedding,)  # in a tuple: tied, but not a submodule of this one
-        n_tail = len(config.cutoffs)
-        self.tables = nn.ParameterList(
-            ()
-            if config.tie_weights
-            else (nn.Parameter(torch.empty_like(t)) for t in embedding.tables)
-        )
-        sizes = [table.shape[0] for table in embedding.tables]
-        self.biases = nn.ParameterList(nn.Parameter(torch.empty(size)) for size in sizes)
-        self.projections = nn.ParameterDict(
-            {
-                str(i): nn.Parameter(torch.empty(config.d_model, config.cluster_width(i)))
-                for i in range(config.n_cluster)
-                if config.has_projections and not config.tie_projs[i]
-            }
-        )
-        if n_tail:
-            self.cluster_weight = nn.Parameter(torch.empty(n_tail, config.d_embed))
-            self.cluster_bias = nn.Parameter(torch.empty(n_tail))
+    config: ModelConfig
+    edges: tuple[int, ...]
 
-    def _table(self, cluster: int) -> tuple[Tensor, Tensor]:
-        """Output table ``(size, width)`` and bias ``(size,)`` of a cluster."""
-        tables = self._embedding[0].tables if self.config.tie_weights else self.tables
-        if self.config.div_val > 1:
-            return tables[cluster], self.biases[cluster]
-        rows = slice(self.edges[cluster], self.edges[cluster + 1])
-        return tables[0][rows], self.biases[0][rows]
+    @abstractmethod
+    def _head_logits(self, hidden: Tensor) -> Tensor:
+        """Of the frequent words, then of the clusters as published: ``(N, c1 + k)``."""
 
-    def _project(self, cluster: int, hidden: Tensor) -> Tensor:
-        if not self.config.has_projections:
-            return hidden
-        if self.config.tie_projs[cluster]:
-            shared = self._embedding[0].projections
-            weight = shared[cluster if self.config.div_val > 1 else 0]
-        else:
-            weight = self.projections[str(cluster)]
-        projected: Tensor = hidden @ weight
-        return projected
+    @abstractmethod
+    def _tail_logits(self, cluster: int, hidden: Tensor) -> Tensor:
+        """Of the words of a tail ``cluster`` ≥ 1: ``(N, size)``."""
 
     def head(self, hidden: Tensor) -> Head:
         """The head's log-probabilities for ``hidden`` of ``(N, d_model)``."""
-        projected = self._project(0, hidden)
-        logits = functional.linear(projected, *self._table(0))
-        if self.config.cutoffs:  # logits are joined, since a joint table would be copied each time
-            clusters = functional.linear(projected, self.cluster_weight, self.cluster_bias)
-            logits = torch.cat([logits, clusters], dim=1)
-        logprob = _log_softmax(logits)
+        logprob = _log_softmax(self._head_logits(hidden))
         c1 = self.edges[1]
         return Head(logprob[:, :c1], logprob[:, c1:].flip(1))
 
     def tail(self, cluster: int, hidden: Tensor) -> Tensor:
         """``log p(w | cluster)`` for the words of tail ``cluster`` ≥ 1: ``(N, size)``."""
-        weight, bias = self._table(cluster)
-        return _log_softmax(functional.linear(self._project(cluster, hidden), weight, bias))
+        return _log_softmax(self._tail_logits(cluster, hidden))
 
     def target_logprob(self, hidden: Tensor, target: Tensor) -> Tensor:
         """``log p(target)``, touching a tail only for the positions whose target is in it.
@@ -127,6 +93,71 @@ class AdaptiveLogSoftmax(nn.Module):
             for i in range(1, self.config.n_cluster)
         ]
         return torch.cat([head.words, *tails], dim=1)
+
+
+class AdaptiveLogSoftmax(nn.Module, ClusteredLogSoftmax):
+    """The parameters of the softmax, tied to the embedding's as configured.
+
+    Cluster i's logits are ``(hidden · P_i) · out_iᵀ + b_i``; the head's table is followed by one
+    row per tail cluster.
+    """
+
+    def __init__(self, config: ModelConfig, embedding: AdaptiveEmbedding) -> None:
+        super().__init__()
+        self.config = config
+        self.edges = config.cluster_edges
+        self._embedding = (embedding,)  # in a tuple: tied, but not a submodule of this one
+        n_tail = len(config.cutoffs)
+        self.tables = nn.ParameterList(
+            ()
+            if config.tie_weights
+            else (nn.Parameter(torch.empty_like(t)) for t in embedding.tables)
+        )
+        sizes = [table.shape[0] for table in embedding.tables]
+        self.biases = nn.ParameterList(nn.Parameter(torch.empty(size)) for size in sizes)
+        self.projections = nn.ParameterDict(
+            {
+                str(i): nn.Parameter(torch.empty(config.d_model, config.cluster_width(i)))
+                for i in range(config.n_cluster)
+                if config.has_projections and not config.tie_projs[i]
+            }
+        )
+        if n_tail:
+            self.cluster_weight = nn.Parameter(torch.empty(n_tail, config.d_embed))
+            self.cluster_bias = nn.Parameter(torch.empty(n_tail))
+
+    def table(self, cluster: int) -> tuple[Tensor, Tensor]:
+        """Output table ``(size, width)`` and bias ``(size,)`` of a cluster."""
+        tables = self._embedding[0].tables if self.config.tie_weights else self.tables
+        if self.config.div_val > 1:
+            return tables[cluster], self.biases[cluster]
+        rows = slice(self.edges[cluster], self.edges[cluster + 1])
+        return tables[0][rows], self.biases[0][rows]
+
+    def projection(self, cluster: int) -> Tensor | None:
+        """P_i of a cluster ``(d_model, width)``; None where states are as wide as the table."""
+        if not self.config.has_projections:
+            return None
+        if self.config.tie_projs[cluster]:
+            shared = self._embedding[0].projections
+            tied: Tensor = shared[cluster if self.config.div_val > 1 else 0]
+            return tied
+        return self.projections[str(cluster)]
+
+    def _project(self, cluster: int, hidden: Tensor) -> Tensor:
+        weight = self.projection(cluster)
+        return hidden if weight is None else hidden @ weight
+
+    def _head_logits(self, hidden: Tensor) -> Tensor:
+        projected = self._project(0, hidden)
+        logits = functional.linear(projected, *self.table(0))
+        if self.config.cutoffs:  # logits are joined, since a joint table would be copied each time
+            clusters = functional.linear(projected, self.cluster_weight, self.cluster_bias)
+            logits = torch.cat([logits, clusters], dim=1)
+        return logits
+
+    def _tail_logits(self, cluster: int, hidden: Tensor) -> Tensor:
+        return functional.linear(self._project(cluster, hidden), *self.table(cluster))
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
