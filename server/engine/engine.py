@@ -186,6 +186,12 @@ class Engine:
                 self._cancelled.add(job_id)
                 self._wake.notify()
 
+    @property
+    def is_overloaded(self) -> bool:
+        """Whether so many jobs wait that tolerances are loosened."""
+        limits = self.limits
+        return limits.overload_tol > 0 and len(self._waiting) > limits.overload_queue
+
     def snapshot(self) -> EngineSnapshot:
         """Gauges, as of now."""
         with self._wake:
@@ -201,6 +207,7 @@ class Engine:
             slots_total=self._slots.total,
             memory_bytes=self._slots.total * self.session_bytes,
             session_memory_bytes=self.sessions.holding() * self.session_bytes,
+            loosening=self.is_overloaded,
         )
 
     def stop(self, *, grace_s: float) -> None:
@@ -240,6 +247,7 @@ class Engine:
             self.sessions.expire()
             self._drop_ended()
             self._admit()
+            self._runner.loosen_to = self.limits.overload_tol if self.is_overloaded else 0.0
             if self._running:
                 self._runner.step()
         except Exception:
@@ -260,6 +268,8 @@ class Engine:
                 self._runner.fail(work, Cancelled("the call was cancelled"))
             elif deadline is not None and now >= deadline:
                 self._runner.fail(work, DeadlineExceeded("the deadline passed while solving"))
+            else:
+                self._runner.stop_late(work, now)
         self._forget_finished()
 
     def _admit(self) -> None:
