@@ -142,7 +142,8 @@ class AdaptiveLogSoftmax(nn.Module, ClusteredLogSoftmax):
             shared = self._embedding[0].projections
             tied: Tensor = shared[cluster if self.config.div_val > 1 else 0]
             return tied
-        return self.projections[str(cluster)]
+        own: Tensor = self.projections[str(cluster)]
+        return own
 
     def _project(self, cluster: int, hidden: Tensor) -> Tensor:
         weight = self.projection(cluster)

@@ -40,6 +40,8 @@ class Call:
         method: its name, without the service.
         request_id: in logs and error details.
         owner: of the sessions it may see.
+        sharer: whom its jobs count for where jobs share the engine: the owner, or the caller's
+            host where it names none.
         started: instant at which it came.
         deadline: instant at which the caller stops waiting, or None.
         model: that it turned out to be about, for metrics.
@@ -50,6 +52,7 @@ class Call:
     method: str
     request_id: str
     owner: str
+    sharer: str
     started: float
     deadline: float | None
     model: str = ""
@@ -62,12 +65,14 @@ class Call:
         now = time.monotonic()
         remaining_s: float | None = context.time_remaining()
         metadata = context.invocation_metadata() or ()
-        owner = next((value for key, value in metadata if key == OWNER_KEY), "")
+        given = next((value for key, value in metadata if key == OWNER_KEY), "")
+        owner = given if isinstance(given, str) else given.decode("latin-1")
         return cls(
             context=context,
             method=method,
             request_id=uuid.uuid4().hex,
-            owner=owner if isinstance(owner, str) else owner.decode("latin-1"),
+            owner=owner,
+            sharer=f"owner {owner}" if owner else f"peer {_host(context.peer())}",
             started=now,
             deadline=None if remaining_s is None else now + remaining_s,
         )
@@ -96,6 +101,11 @@ class Call:
         Servicers write instead of yielding: a cancelled call then always unwinds their frames.
         """
         await self.context.write(response)
+
+
+def _host(peer: str) -> str:
+    """A peer without its port, which is another one for every connection: ``ipv4:127.0.0.1``."""
+    return peer.rpartition(":")[0] if peer.startswith(("ipv4:", "ipv6:")) else peer
 
 
 class Events:

@@ -39,6 +39,7 @@ _AT_LEAST: dict[str, int] = {
     "max_message_bytes": 4096,
     "max_nfe": 1,
     "default_max_nfe": 1,
+    "overload_queue": 0,
 }
 # Sizes that would fill the memory before anything could tell why, and what other code can take.
 _AT_MOST: dict[str, int] = {
@@ -78,6 +79,7 @@ class RequestLimits:
         max_nfe: largest budget of calls of f on one token.
         max_ttl_s: longest time to live.
         default_ttl_s: time to live when the request does not say.
+        overload_tol: loosest tolerance that an overloaded server may apply; 0 for none.
     """
 
     max_text_bytes: int
@@ -91,6 +93,7 @@ class RequestLimits:
     max_nfe: int
     max_ttl_s: float
     default_ttl_s: float
+    overload_tol: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +136,8 @@ class ServerConfig:
         tol: relative residual at which a token is accepted, when a request does not say; 0 is 0.001 with float32 and 0.005 with bfloat16, whose rounding keeps residuals above 0.004.
         default_max_nfe: calls of f on one token, when a request does not say.
         policy: what happens at that budget, when a request does not say.
+        overload_tol: tolerance to which tokens are loosened while more requests wait than overload_queue; 0 never loosens any.
+        overload_queue: requests that may wait before tolerances are loosened.
         warm_start: auto begins solves where the map says that deqlm calibrate has put beside a checkpoint, at zeros where there is none; off at zeros.
         default_ttl_s: seconds a session lives unused, when it does not say.
         max_ttl_s: longest time to live of a session, in seconds.
@@ -168,6 +173,8 @@ class ServerConfig:
     tol: float = 0.0
     default_max_nfe: int = 100
     policy: Policy = "best_effort"
+    overload_tol: float = 0.0
+    overload_queue: int = 32
     warm_start: WarmStartUse = "auto"
     default_ttl_s: float = 3600.0
     max_ttl_s: float = 86400.0
@@ -187,7 +194,8 @@ class ServerConfig:
         self._check("metrics_port", METRICS_OFF <= self.metrics_port <= _MAX_PORT, bound)
         self._check("device", bool(_DEVICE.fullmatch(self.device)), "cpu, cuda or cuda:N")
         self._check("threads", self.threads >= 0, "at least 0")
-        self._check("tol", 0.0 <= self.tol < 1.0, "in [0, 1)")
+        for name in ("tol", "overload_tol"):
+            self._check(name, 0.0 <= getattr(self, name) < 1.0, "in [0, 1)")
         for name in ("default_ttl_s", "max_ttl_s"):
             value = getattr(self, name)
             self._check(name, math.isfinite(value) and value > 0, "finite and above 0")

@@ -40,6 +40,18 @@ class Tokens:
         moved = frozenset(index + len(self) for index in other.unknown)
         return Tokens(self.ids + other.ids, spans, self.unknown | moved)
 
+    def first(self, count: int) -> "Tokens":
+        """The first ``count`` of them."""
+        if count >= len(self):
+            return self
+        unknown = frozenset(index for index in self.unknown if index < count)
+        return Tokens(self.ids[:count], self.spans[:count], unknown)
+
+    def after(self, count: int) -> "Tokens":
+        """Those after the first ``count``."""
+        unknown = frozenset(index - count for index in self.unknown if index >= count)
+        return Tokens(self.ids[count:], self.spans[count:], unknown)
+
     def _all_spans(self) -> tuple[Span | None, ...]:
         return self.spans or (None,) * len(self.ids)
 

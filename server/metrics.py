@@ -49,6 +49,7 @@ _GAUGES: Final = (
     ("deqlm_engine_memory_bytes", "Memory of weights, slots and work", "memory_bytes"),
     ("deqlm_slots_used", "Slots for histories in use", "slots_used"),
     ("deqlm_slots_total", "Slots for histories", "slots_total"),
+    ("deqlm_loosening", "Whether tolerances are loosened now, 0 or 1", "loosening"),
 )
 
 
@@ -69,7 +70,10 @@ class Metrics:
         self._scored_tokens = self._counter("scored_tokens", "Tokens scored, candidates included")
         self._generated = self._counter("generation_tokens", "Tokens generated")
         self._unconverged = self._counter(
-            "unconverged_tokens", "Tokens accepted above the tolerance", "status"
+            "unconverged_tokens", "Tokens accepted at the end of their budget", "status"
+        )
+        self._loosened = self._counter(
+            "loosened_tokens", "Tokens accepted above their tolerance under overload"
         )
         self._f_calls = self._counter("f_calls", "Calls of f")
         self._warm = self._counter(
@@ -126,6 +130,7 @@ class Metrics:
             residual=self._residual.labels(model),
             max_nfe=self._unconverged.labels(model, "max_nfe"),
             nonfinite=self._unconverged.labels(model, "nonfinite"),
+            loosened=self._loosened.labels(model),
         )
 
     def call_ended(self, model: str, method: str, reason: str, seconds: float) -> None:
@@ -187,6 +192,7 @@ class EngineMetrics:
         residual: Histogram,
         max_nfe: Counter,
         nonfinite: Counter,
+        loosened: Counter,
     ) -> None:
         self._f_calls, self._warm = f_calls, warm
         self._rows = rows
@@ -194,7 +200,7 @@ class EngineMetrics:
         self._seconds = seconds
         self._nfe = nfe
         self._residual = residual
-        self._unconverged = {"max_nfe": max_nfe, "nonfinite": nonfinite}
+        self._unconverged = {"max_nfe": max_nfe, "nonfinite": nonfinite, "loosened": loosened}
 
     def started_warm(self, tokens: int) -> None:
         """So many tokens entered whose solves begin at fitted first states."""

@@ -24,6 +24,7 @@ from server.engine.types import (
     Solved,
     SolveStats,
     Status,
+    Stopped,
     Times,
     TokenLogprob,
     Totals,
@@ -34,6 +35,7 @@ from server.validation import POLICIES
 _POLICIES = {policy: number for number, policy in POLICIES.items()}
 _STATUSES: dict[Status, common_pb2.SolverStatus] = {
     "converged": common_pb2.SOLVER_STATUS_CONVERGED,
+    "loosened": common_pb2.SOLVER_STATUS_LOOSENED,
     "max_nfe": common_pb2.SOLVER_STATUS_MAX_NFE,
     "nonfinite": common_pb2.SOLVER_STATUS_NONFINITE,
 }
@@ -42,6 +44,13 @@ _REASONS: dict[FinishReason, generation_pb2.FinishReason] = {
     "stop_id": generation_pb2.FINISH_REASON_STOP_ID,
     "stop_string": generation_pb2.FINISH_REASON_STOP_STRING,
     "length": generation_pb2.FINISH_REASON_LENGTH,
+    "time": generation_pb2.FINISH_REASON_TIME,
+    "calls": generation_pb2.FINISH_REASON_CALLS,
+}
+_STOPPED: dict[Stopped | None, common_pb2.StoppedBy] = {
+    None: common_pb2.STOPPED_BY_UNSPECIFIED,
+    "time": common_pb2.STOPPED_BY_TIME,
+    "calls": common_pb2.STOPPED_BY_CALLS,
 }
 
 
@@ -68,8 +77,16 @@ def timing(times: Times) -> common_pb2.Timing:
 def solver_options(solve: Solve) -> common_pb2.SolverOptions:
     """Solver options, every one set."""
     return common_pb2.SolverOptions(
-        tol=solve.tol, max_nfe=solve.max_nfe, policy=_POLICIES[solve.policy]
+        tol=solve.tol,
+        max_nfe=solve.max_nfe,
+        policy=_POLICIES[solve.policy],
+        keep_tol=solve.keep_tol,
     )
+
+
+def stopped_by(stopped: Stopped | None) -> common_pb2.StoppedBy:
+    """What cut an answer short."""
+    return _STOPPED[stopped]
 
 
 def solver_report(stats: SolveStats, solve: Solve) -> common_pb2.SolverReport:
@@ -90,6 +107,8 @@ def solver_report(stats: SolveStats, solve: Solve) -> common_pb2.SolverReport:
         tol=solve.tol,
         max_nfe=solve.max_nfe,
         policy=_POLICIES[solve.policy],
+        applied_tol=max(solve.tol, stats.applied_tol),
+        loosened_tokens=stats.loosened_tokens,
     )
 
 
@@ -140,13 +159,20 @@ def _is_converged(solved: Solved) -> bool:
 
 
 def candidate_score(
-    scored: Sequence[TokenLogprob], tokens: Tokens, tokenizer: Tokenizer, *, include_tokens: bool
+    scored: Sequence[TokenLogprob],
+    tokens: Tokens,
+    tokenizer: Tokenizer,
+    *,
+    include_tokens: bool,
+    stopped: Stopped | None,
 ) -> scoring_pb2.CandidateScore:
     """The score of one candidate."""
+    tokens = tokens.first(len(scored))
     return scoring_pb2.CandidateScore(
         tokens=token_scores(scored, tokens, tokenizer) if include_tokens else (),
         totals=totals(totals_of(scored)),
         unknown_tokens=len(tokens.unknown),
+        stopped_by=stopped_by(stopped),
     )
 
 
@@ -291,4 +317,5 @@ def _limits(limits: RequestLimits) -> model_pb2.Limits:
         max_nfe=limits.max_nfe,
         max_ttl_s=limits.max_ttl_s,
         default_ttl_s=limits.default_ttl_s,
+        overload_tol=limits.overload_tol,
     )

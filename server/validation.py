@@ -30,8 +30,27 @@ POLICIES: Final[dict[common_pb2.BudgetPolicy, Policy]] = {
     common_pb2.BUDGET_POLICY_ERROR: "error",
 }
 
+PRIORITIES: Final[dict[common_pb2.Priority, int]] = {
+    common_pb2.PRIORITY_UNSPECIFIED: 1,
+    common_pb2.PRIORITY_LOW: 0,
+    common_pb2.PRIORITY_NORMAL: 1,
+    common_pb2.PRIORITY_HIGH: 2,
+}
+
 InputValue = str | tuple[int, ...]
 """Text, or token ids."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What a call, or a response of a stream, may take; None for what it needs."""
+
+    max_time_s: float | None = None
+    max_calls: int | None = None
+
+    def answer_by(self, begun: float) -> float | None:
+        """The instant at which what began at ``begun`` is answered with what there is."""
+        return None if self.max_time_s is None else begun + self.max_time_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,15 +62,19 @@ class ScoreFields:
     top_k: int
     solve: Solve
     include_tokens: bool
+    budget: Budget
+    priority: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamFields:
-    """What a ``ScoreStreamConfig`` asks for."""
+    """What a ``ScoreStreamConfig`` asks for; the budget is each response's."""
 
     top_k: int
     solve: Solve
     include_tokens: bool
+    budget: Budget
+    priority: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +95,8 @@ class GenerateFields:
     ignore_eos: bool
     logprobs: int
     solve: Solve
+    budget: Budget
+    priority: int
 
 
 class Checks:
@@ -120,6 +145,8 @@ def check_score(
         top_k=_top_k(checks, "top_k", request.top_k, limits),
         solve=_solve(checks, request.solver, solve, limits),
         include_tokens=_given(request, "include_tokens", True),
+        budget=_budget(checks, request.budget),
+        priority=_priority(checks, request.priority),
     )
     checks.done()
     return fields
@@ -134,6 +161,8 @@ def check_stream_config(
         top_k=_top_k(checks, "config.top_k", config.top_k, limits),
         solve=_solve(checks, config.solver, solve, limits, prefix="config.solver"),
         include_tokens=_given(config, "include_tokens", True),
+        budget=_budget(checks, config.budget, prefix="config."),
+        priority=_priority(checks, config.priority, prefix="config."),
     )
     checks.done()
     return fields
@@ -188,6 +217,8 @@ def check_generate(
         ignore_eos=stop.ignore_eos,
         logprobs=_top_k(checks, "logprobs", request.logprobs, limits),
         solve=_solve(checks, request.solver, solve, limits),
+        budget=_budget(checks, request.budget),
+        priority=_priority(checks, request.priority),
     )
     checks.done()
     return fields
@@ -362,7 +393,23 @@ def _solve(
         solve = replace(solve, policy=POLICIES[options.policy])
     elif options.policy != common_pb2.BUDGET_POLICY_UNSPECIFIED:
         checks.require(False, f"{prefix}.policy", "a BudgetPolicy", options.policy)
-    return solve
+    return replace(solve, keep_tol=_given(options, "keep_tol", solve.keep_tol))
+
+
+def _budget(checks: Checks, budget: common_pb2.Budget, *, prefix: str = "") -> Budget:
+    time_s: float | None = _given(budget, "max_time_s", None)
+    calls: int | None = _given(budget, "max_calls", None)
+    if time_s is not None:
+        holds = 0 < time_s < math.inf  # NaN fails
+        checks.require(holds, f"{prefix}budget.max_time_s", "finite and above 0", time_s)
+    if calls is not None:
+        checks.require(calls >= 1, f"{prefix}budget.max_calls", "at least 1", calls)
+    return Budget(max_time_s=time_s, max_calls=calls)
+
+
+def _priority(checks: Checks, priority: common_pb2.Priority, *, prefix: str = "") -> int:
+    checks.require(priority in PRIORITIES, f"{prefix}priority", "a Priority", priority)
+    return PRIORITIES.get(priority, 1)
 
 
 def _ttl(checks: Checks, ttl_s: float, limits: RequestLimits) -> None:

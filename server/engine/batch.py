@@ -13,7 +13,7 @@ from deq_model.feed_forward import FeedForward, Int8FeedForward
 from deq_model.function import EquilibriumWeights
 from deq_model.inference import InferenceFunction
 from deq_model.model import DEQLanguageModel
-from deq_model.products import Format
+from deq_model.products import Format, prepare
 from deq_model.solvers.options import Method
 from deq_model.solvers.rows import RowSolver
 from deq_model.warm_start import WarmStart
@@ -91,8 +91,9 @@ class Batch:
         """
         config = weights.config
         like = model.injection.weight
-        self._model, self._slab, self._warm_start = model, slab, warm_start
+        self._embed, self._slab, self._warm_start = model.embedding, slab, warm_start
         self._f = InferenceFunction(weights, form, distances=config.klen)
+        self._inject = prepare(model.injection.weight, model.injection.bias, form)
         self._rough = Int8FeedForward(weights) if rough else None
         self._costs: Costs | None = None
         self._solver = RowSolver(
@@ -120,7 +121,7 @@ class Batch:
         device = self._injection.device
         tokens = torch.tensor([e.sequence.inputs[e.index] for e in entries], device=device)
         rows = torch.tensor([e.row for e in entries], device=device)
-        injection = self._model.inject(tokens)
+        injection = self._inject(self._embed(tokens)).to(self._injection.dtype)
         self._injection[rows] = self._f.fold_injection(injection)
         z_init = first_states(
             self._warm_start, entries, injection, solver=self._solver, slab=self._slab

@@ -15,7 +15,8 @@ import torch
 
 from deq_model.checkpoint import LoadedCheckpoint
 from deq_model.errors import CheckpointError
-from deq_model.products import Format
+from deq_model.prepared_softmax import PreparedLogSoftmax
+from deq_model.products import Format, has_kernel
 from deq_model.solvers.options import Method
 from deq_model.warm_start import WarmStart
 from server.engine.batch import Batch
@@ -109,7 +110,7 @@ class Engine:
             window=window,
         )
         self._runner = JobRunner(
-            model=model,
+            softmax=PreparedLogSoftmax(model.softmax, _softmax_form(dtype, device)),
             batch=Batch(
                 model,
                 weights,
@@ -203,6 +204,12 @@ class Engine:
                 self._cancelled.add(job_id)
                 self._wake.notify()
 
+    @property
+    def is_overloaded(self) -> bool:
+        """Whether so many jobs wait that tolerances are loosened."""
+        limits = self.limits
+        return limits.overload_tol > 0 and len(self._waiting) > limits.overload_queue
+
     def snapshot(self) -> EngineSnapshot:
         """Gauges, as of now."""
         with self._wake:
@@ -218,6 +225,7 @@ class Engine:
             slots_total=self._slots.total,
             memory_bytes=self._slab.nbytes,
             session_memory_bytes=self.sessions.holding() * self.session_bytes,
+            loosening=self.is_overloaded,
         )
 
     def stop(self, *, grace_s: float) -> None:
@@ -257,6 +265,7 @@ class Engine:
             self.sessions.expire()
             self._drop_ended()
             self._admit()
+            self._runner.loosen_to = self.limits.overload_tol if self.is_overloaded else 0.0
             if self._running:
                 self._runner.step()
         except Exception:
@@ -277,6 +286,8 @@ class Engine:
                 self._runner.fail(work, Cancelled("the call was cancelled"))
             elif deadline is not None and now >= deadline:
                 self._runner.fail(work, DeadlineExceeded("the deadline passed while solving"))
+            else:
+                self._runner.stop_late(work, now)
         self._forget_finished()
 
     def _admit(self) -> None:
@@ -315,3 +326,11 @@ class Engine:
         for work in works:
             self._runner.fail(work, EngineStopped(f"model {self.name!r} is stopping"))
         self._forget_finished()
+
+
+def _softmax_form(dtype: torch.dtype, device: torch.device) -> Format:
+    """Log-probabilities would lose two digits to bfloat16, and on a GPU the softmax is small."""
+    form = _FORMS[dtype]
+    if form not in ("float16", "bfloat16"):
+        return form
+    return "float16" if device.type == "cpu" and has_kernel("float16", device) else "float32"

@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
+from dataclasses import replace
 
-from deq_model.model import DEQLanguageModel
+from deq_model.adaptive_softmax import ClusteredLogSoftmax
 from server.engine.batch import Accepted, Batch
 from server.engine.errors import Cancelled, EngineError, EngineFailed, NotConverged
 from server.engine.observer import Observer, Unobserved
@@ -27,6 +28,7 @@ from server.engine.types import (
     ScoreJob,
     SessionView,
     Solve,
+    Solved,
     SolveStats,
     TokenLogprob,
     Totals,
@@ -42,7 +44,7 @@ class JobRunner:
     def __init__(
         self,
         *,
-        model: DEQLanguageModel,
+        softmax: ClusteredLogSoftmax,
         batch: Batch,
         slab: Slab,
         rows: SlotPool,
@@ -53,7 +55,9 @@ class JobRunner:
     ) -> None:
         """Takes the engine's parts; ``rows`` are those of the slab's work area."""
         self.observer: Observer = Unobserved()
-        self._softmax = model.softmax
+        self.loosen_to = 0.0
+        """Tolerance to which tokens may be loosened now; 0 for none."""
+        self._softmax = softmax
         self._batch, self._slab = batch, slab
         self._rows, self._slots = rows, slots
         self._scheduler, self._sessions = scheduler, sessions
@@ -61,6 +65,7 @@ class JobRunner:
         self._runs: dict[Sequence, Run] = {}
         self._predictions: list[Prediction] = []
         self._with_candidates: deque[Work] = deque()
+        self._call_s = 0.0
 
     @property
     def has_room(self) -> bool:
@@ -165,22 +170,44 @@ class JobRunner:
     def _solve(self) -> None:
         begun = time.perf_counter()
         running = [s for s in self._scheduler.running if s.rows]
-        options: dict[Sequence, Solve] = {s: self._runs[s].work.job.solve for s in running}
         rows = self._scheduler.active_rows
         for work in {self._runs[s].work for s in running}:
-            work.stats += SolveStats(nfe_total=1)
+            self._count_call(work)
+        options = {s: self._solve_of(self._runs[s].work) for s in running}
         accepted = self._batch.step(self._scheduler, options)
-        self.observer.step(rows=rows, sequences=len(running), seconds=time.perf_counter() - begun)
-        self.observer.solved([token.solved for token in accepted])
-        for token in accepted:
-            self._take(token)
+        self._call_s = time.perf_counter() - begun
+        self.observer.step(rows=rows, sequences=len(running), seconds=self._call_s)
+        solved = [_as_asked(t.solved, self._runs[t.sequence].work.job.solve) for t in accepted]
+        self.observer.solved(solved)
+        for token, how in zip(accepted, solved, strict=True):
+            self._take(token, how, options[token.sequence].tol)
 
-    def _take(self, token: Accepted) -> None:
+    def _count_call(self, work: Work) -> None:
+        """Notes that a job takes part in the call to be made, perhaps for the last time."""
+        work.stats += SolveStats(nfe_total=1)
+        work.closing = work.spent(time.monotonic() + self._call_s)
+        if work.closing is not None and work.ending is None:
+            work.ending = Ending(work.closing)
+
+    def _solve_of(self, work: Work) -> Solve:
+        """Solver options of a job in this call."""
+        solve = work.job.solve
+        if solve.policy == "error":
+            return solve
+        if self.loosen_to > solve.tol and not solve.keep_tol:
+            solve = replace(solve, tol=self.loosen_to)
+        # After its last call every token that is being solved is accepted at its best state.
+        return solve if work.closing is None else replace(solve, max_nfe=1)
+
+    def _take(self, token: Accepted, solved: Solved, tol: float) -> None:
         run = self._runs.get(token.sequence)
         if run is None:
             return  # its job failed on an earlier token of this call
-        work, solved = run.work, token.solved
-        work.count(solved)
+        work = run.work
+        work.count(solved, tol)
+        run.last = solved
+        if work.closing is not None and solved.status in ("max_nfe", "nonfinite"):
+            run.early = run.early or solved.nfe < work.job.solve.max_nfe
         if solved.status != "converged" and work.job.solve.policy == "error":
             position = token.sequence.start + token.index
             self.fail(
@@ -202,9 +229,7 @@ class JobRunner:
         run, work = prediction.run, prediction.run.work
         job = work.job
         assert isinstance(job, GenerateJob)
-        if not work.prompt_announced:
-            work.prompt_announced = True
-            job.sink(PromptSolved(totals_of(run.tokens)))
+        self._announce_prompt(work, job, totals_of(run.tokens))
         stops = job.stop.stop_ids | ({job.stop.eos_id} if job.stop.eos_id is not None else set())
         early = len(work.drawn) < job.stop.min_tokens
         distribution = NextToken(self._softmax, prediction.hidden)
@@ -231,6 +256,11 @@ class JobRunner:
             run.sequence.inputs.append(token_id)
             run.targets.append(None)
 
+    def _announce_prompt(self, work: Work, job: GenerateJob, totals: Totals) -> None:
+        if not work.prompt_announced:
+            work.prompt_announced = True
+            job.sink(PromptSolved(totals))
+
     def _text_and_ending(
         self, work: Work, job: GenerateJob, token_id: int, stops: frozenset[int] | set[int]
     ) -> tuple[str, Ending | None]:
@@ -245,16 +275,57 @@ class JobRunner:
         return piece.text, None
 
     def _finish_runs(self) -> None:
+        closing = {run.work for run in self._runs.values() if run.work.closing is not None}
         for run in [run for run in self._runs.values() if run.sequence.done]:
             if not run.work.finished:
                 with self._alone(run.work):
                     self._finish(run)
+        for work in closing:
+            if not work.finished:
+                self._stop(work)
+
+    def stop_late(self, work: Work, now: float) -> None:
+        """Ends a job whose time is spent and for which no call of f is under way."""
+        late = work.job.answer_by is not None and now >= work.job.answer_by
+        if late and not work.finished and not work.is_solving:
+            work.closing = "time"
+            self._stop(work)
+
+    def _stop(self, work: Work) -> None:
+        """Answers a job whose budget is spent with what there is."""
+        with self._alone(work):
+            if isinstance(work.job, GenerateJob):
+                ending = work.ending or Ending(work.closing or "time")
+                self._finish_generate(work, work.job, ending)
+            else:
+                self._stop_score(work, work.job)
+
+    def _stop_score(self, work: Work, job: ScoreJob) -> None:
+        session = None
+        if work.main is not None and work.main in work.runs:
+            session = self._end_main(work, work.main, job)
+        for run in list(work.runs):
+            self._end_candidate(run, job)
+        for index in range(len(job.candidates)):
+            if index not in work.candidates:
+                work.candidates[index] = ()
+                work.cut.add(index)
+        self._emit_scored(work, job, session or self._view(work))
+
+    def _view(self, work: Work) -> SessionView | None:
+        """The session of a job that changes nothing in it. Raises Cancelled: the lease is over."""
+        if work.job.lease is None:
+            return None
+        session = self._sessions.view(work.job.lease)
+        if session is None:
+            raise Cancelled("the session was released")
+        return session
 
     def _finish(self, run: Run) -> None:
         work = run.work
         if isinstance(work.job, GenerateJob):
             if work.ending is not None:
-                self._finish_generate(run, work.job, work.ending)
+                self._finish_generate(work, work.job, work.ending)
         elif run.candidate is None:
             self._finish_main(run, work.job)
         else:
@@ -267,21 +338,37 @@ class JobRunner:
             self._drop_run(run)
             self._with_candidates.append(work)
             return
-        session = self._commit(run, totals_of(run.tokens), len(job.tokens))
+        session = self._end_main(work, run, job)
+        self._emit_scored(work, job, session or self._view(work))
+
+    def _end_main(self, work: Work, run: Run, job: ScoreJob) -> SessionView | None:
+        """Ends the run of a job's own tokens; the session it was committed to, if it was."""
+        session = None
+        if job.lease is not None and not job.candidates:
+            # The token after the last accepted one has a log-probability, but no state yet.
+            del run.tokens[run.held :]
+            session = self._commit(run, totals_of(run.tokens))
         self._drop_run(run)
-        self._emit_scored(work, job, session)
+        return session
 
     def _finish_candidate(self, run: Run, job: ScoreJob) -> None:
         work = run.work
-        assert run.candidate is not None
-        work.candidates[run.candidate] = tuple(run.tokens)
-        self._drop_run(run)
+        self._end_candidate(run, job)
         if len(work.candidates) == len(job.candidates):
-            session = None if job.lease is None else self._sessions.view(job.lease)
-            self._emit_scored(work, job, session)
+            self._emit_scored(work, job, self._view(work))
+
+    def _end_candidate(self, run: Run, job: ScoreJob) -> None:
+        work, index = run.work, run.candidate
+        assert index is not None
+        work.candidates[index] = tuple(run.tokens)
+        if run.is_cut(len(job.candidates[index])):
+            work.cut.add(index)
+        self._drop_run(run)
 
     def _emit_scored(self, work: Work, job: ScoreJob, session: SessionView | None) -> None:
         own = tuple(work.main.tokens) if work.main is not None else ()
+        early = work.main is not None and work.main.early
+        is_cut = bool(work.cut) or early or len(own) < len(job.tokens)
         self._end(work)
         job.sink(
             Scored(
@@ -291,16 +378,25 @@ class JobRunner:
                 position=len(own) if session is None else session.position,
                 stats=work.stats,
                 times=work.times(time.monotonic()),
+                stopped=work.closing if is_cut else None,
+                cut=frozenset(work.cut),
             )
         )
 
-    def _finish_generate(self, run: Run, job: GenerateJob, ending: Ending) -> None:
-        work = run.work
-        totals = totals_of(work.drawn)
-        count = len(job.prompt) + len(work.drawn)
+    def _finish_generate(self, work: Work, job: GenerateJob, ending: Ending) -> None:
+        run, session = work.main, None
+        # The caller's code comes first: nothing is committed when it breaks.
         text = "" if ending.stop_string is not None else job.text.finish()
-        session = self._commit(run, totals_of(run.tokens) + totals, count)
-        self._drop_run(run)
+        if run is not None and job.lease is not None:
+            del run.tokens[run.held :]
+        read = [] if run is None else run.tokens
+        self._announce_prompt(work, job, totals_of(read))
+        if run is not None:
+            if job.lease is not None:
+                drawn = work.drawn[: run.held - len(read)]
+                session = self._commit(run, totals_of(read) + totals_of(drawn))
+            self._drop_run(run)
+        session = session or self._view(work)
         self._end(work)
         first = work.first_token
         job.sink(
@@ -309,31 +405,35 @@ class JobRunner:
                 text=text,
                 stop_string=ending.stop_string,
                 stop_id=ending.stop_id,
-                totals=totals,
+                totals=totals_of(work.drawn),
                 session=session,
-                position=count if session is None else session.position,
+                position=len(read) + len(work.drawn) if session is None else session.position,
                 stats=work.stats,
                 times=work.times(time.monotonic()),
                 time_to_first_token_s=None if first is None else first - work.submitted,
             )
         )
 
-    def _commit(self, run: Run, totals: Totals, count: int) -> SessionView | None:
-        """Keeps a finished run's memory for its session; None for a job without one.
+    def _commit(self, run: Run, totals: Totals) -> SessionView | None:
+        """Keeps a run's memory for its job's session; None when there is nothing to commit.
 
         Raises:
             Cancelled: the lease is over.
         """
-        work = run.work
-        if work.job.lease is None:
+        work, row = run.work, run.sequence.slot
+        assert work.job.lease is not None, "without a session there is nothing to commit to"
+        if run.held == 0:
             return None
+        if run.last is not None:
+            # As the job's own tolerance has it, whatever the batch was told.
+            self._slab.advance(row, self._slab.length(row), run.last)
         slot = self._keep(run)
         session = self._sessions.commit(
             work.job.lease,
             slot=slot,
-            position=work.base_position + count,
+            position=work.base_position + run.held,
             totals=work.base_totals + totals,
-            last_token=run.sequence.inputs[-1],
+            last_token=run.sequence.inputs[run.sequence.accepted - 1],
         )
         if session is None:
             self._slots.release(slot)
@@ -344,7 +444,11 @@ class JobRunner:
         """A slot, held by the caller, with what the run's row has come to."""
         slot = self._slots.acquire()
         assert slot is not None, "there is a slot for every session and every running job"
-        self._slab.save(run.sequence.slot, slot)
+        try:
+            self._slab.save(run.sequence.slot, slot)
+        except Exception:
+            self._slots.release(slot)  # the job fails, and nobody would know of the slot
+            raise
         return slot
 
     def fail(self, work: Work, error: EngineError) -> None:
@@ -374,3 +478,10 @@ class JobRunner:
         if work.base_slot is not None:
             self._slots.release(work.base_slot)
             work.base_slot = None
+
+
+def _as_asked(solved: Solved, solve: Solve) -> Solved:
+    """How a token was solved, judged by the tolerance that its job asked for."""
+    if solved.status == "converged" and solved.residual > solve.tol:
+        return replace(solved, status="loosened")
+    return solved

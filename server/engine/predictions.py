@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deq_model.adaptive_softmax import AdaptiveLogSoftmax
+from deq_model.adaptive_softmax import ClusteredLogSoftmax
 from server.engine.types import ScoreJob, Solved, TokenLogprob
 from server.engine.work import Run
 
@@ -31,7 +31,7 @@ class Prediction:
     target: int | None
 
 
-def score(softmax: AdaptiveLogSoftmax, predictions: Seq[Prediction]) -> None:
+def score(softmax: ClusteredLogSoftmax, predictions: Seq[Prediction]) -> None:
     """Gives each prediction's run the log-probability of its target, which must be known."""
     if not predictions:
         return
@@ -47,7 +47,7 @@ def score(softmax: AdaptiveLogSoftmax, predictions: Seq[Prediction]) -> None:
 
 
 def _alternatives(
-    softmax: AdaptiveLogSoftmax, predictions: Seq[Prediction]
+    softmax: ClusteredLogSoftmax, predictions: Seq[Prediction]
 ) -> dict[int, tuple[tuple[int, float], ...]]:
     """The likeliest words, best first, by the index of the predictions whose job wants them."""
     wanted = {

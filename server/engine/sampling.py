@@ -9,14 +9,14 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from deq_model.adaptive_softmax import AdaptiveLogSoftmax, Head
+from deq_model.adaptive_softmax import ClusteredLogSoftmax, Head
 from server.engine.types import Sampling
 
 
 class NextToken:
     """The distribution after one hidden state; tails are computed when somebody needs them."""
 
-    def __init__(self, softmax: AdaptiveLogSoftmax, hidden: Tensor) -> None:
+    def __init__(self, softmax: ClusteredLogSoftmax, hidden: Tensor) -> None:
         """Takes the state ``(d_model,)``."""
         self._softmax = softmax
         self._hidden = hidden[None]

@@ -12,8 +12,10 @@ from typing import Literal, Protocol
 from server.engine.errors import EngineError
 
 Policy = Literal["best_effort", "error"]
-Status = Literal["converged", "max_nfe", "nonfinite"]
-FinishReason = Literal["eos", "stop_id", "stop_string", "length"]
+Status = Literal["converged", "loosened", "max_nfe", "nonfinite"]
+Stopped = Literal["time", "calls"]
+"""What cut a job short: its time or its calls of f were spent."""
+FinishReason = Literal["eos", "stop_id", "stop_string", "length", "time", "calls"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,11 +27,13 @@ class Solve:
         max_nfe: most calls of f on one token.
         policy: what happens to a token that spent its budget: accept its best state and mark it,
             or fail the request.
+        keep_tol: never loosened, however much work is waiting.
     """
 
     tol: float = 1e-3
     max_nfe: int = 100
     policy: Policy = "best_effort"
+    keep_tol: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +121,9 @@ class ScoreJob:
         lease: on the session to continue and to commit to; None for a fresh history.
         top_k: alternatives to return per token.
         solve: solver options.
-        deadline: instant, or None.
+        deadline: instant after which it fails, or None.
+        answer_by: instant at which it is answered with what there is, or None.
+        max_calls: most calls of f with a row of it, then likewise; None for any number.
         priority: 0 (low) to 2 (high): its share of the calls of f beside others.
         owner: whose job it is: calls and places are shared among owners first.
         sink: takes the events; the last is ``Scored`` or ``Failed``.
@@ -131,6 +137,8 @@ class ScoreJob:
     top_k: int = 0
     solve: Solve = field(default_factory=Solve)
     deadline: float | None = None
+    answer_by: float | None = None
+    max_calls: int | None = None
     priority: int = 1
     owner: str = ""
 
@@ -148,7 +156,9 @@ class GenerateJob:
         logprobs: alternatives to return per drawn token.
         lease: on the session to continue and to commit to; None for a fresh history.
         solve: solver options.
-        deadline: instant, or None.
+        deadline: instant after which it fails, or None.
+        answer_by: instant at which it ends with what there is, or None.
+        max_calls: most calls of f with a row of it, then likewise; None for any number.
         priority: 0 (low) to 2 (high): its share of the calls of f beside others.
         owner: whose job it is: calls and places are shared among owners first.
         sink: takes ``PromptSolved``, then ``Drawn`` for every token, then ``Generated`` or
@@ -165,6 +175,8 @@ class GenerateJob:
     lease: Lease | None = None
     solve: Solve = field(default_factory=Solve)
     deadline: float | None = None
+    answer_by: float | None = None
+    max_calls: int | None = None
     priority: int = 1
     owner: str = ""
 
@@ -208,8 +220,10 @@ class SolveStats:
         solved_tokens: tokens accepted, the priming <eos> included.
         residual_sum: of the residuals at acceptance that are finite.
         residual_max: largest residual at acceptance.
-        max_nfe_tokens: tokens accepted at their budget.
+        max_nfe_tokens: tokens accepted at their budget, or when the job's was spent.
         nonfinite_tokens: tokens for which f was never finite.
+        loosened_tokens: tokens accepted above their tolerance as much work was waiting.
+        applied_tol: loosest tolerance applied; 0 before the first token.
     """
 
     nfe_total: int = 0
@@ -219,6 +233,8 @@ class SolveStats:
     residual_max: float = 0.0
     max_nfe_tokens: int = 0
     nonfinite_tokens: int = 0
+    loosened_tokens: int = 0
+    applied_tol: float = 0.0
 
     def __add__(self, other: "SolveStats") -> "SolveStats":
         return SolveStats(
@@ -229,19 +245,23 @@ class SolveStats:
             max(self.residual_max, other.residual_max),
             self.max_nfe_tokens + other.max_nfe_tokens,
             self.nonfinite_tokens + other.nonfinite_tokens,
+            self.loosened_tokens + other.loosened_tokens,
+            max(self.applied_tol, other.applied_tol),
         )
 
     @property
     def unconverged_tokens(self) -> int:
         """Tokens accepted above the tolerance."""
-        return self.max_nfe_tokens + self.nonfinite_tokens
+        return self.max_nfe_tokens + self.nonfinite_tokens + self.loosened_tokens
 
     @property
     def status(self) -> Status:
         """The worst of the tokens' statuses."""
         if self.nonfinite_tokens:
             return "nonfinite"
-        return "max_nfe" if self.max_nfe_tokens else "converged"
+        if self.max_nfe_tokens:
+            return "max_nfe"
+        return "loosened" if self.loosened_tokens else "converged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,12 +321,14 @@ class Scored:
     """End of a ``ScoreJob``.
 
     Attributes:
-        tokens: of the input.
-        candidates: tokens of each candidate.
+        tokens: of the input; the first ones where the job was cut short.
+        candidates: tokens of each candidate, likewise.
         session: the session after the commit; None without one.
         position: tokens held by the session, or scored without one.
         stats: solver figures, candidates included.
         times: waiting and working.
+        stopped: what cut the job short; None when it has all it asked for.
+        cut: candidates that were cut short.
     """
 
     tokens: tuple[TokenLogprob, ...]
@@ -315,11 +337,13 @@ class Scored:
     position: int
     stats: SolveStats
     times: Times
+    stopped: Stopped | None = None
+    cut: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class PromptSolved:
-    """The prompt of a ``GenerateJob`` is solved; its totals."""
+    """The prompt of a ``GenerateJob`` is solved, or as much of it as it may; its totals."""
 
     totals: Totals
 
@@ -384,6 +408,9 @@ class EngineLimits:
         max_queue_tokens: tokens that may wait.
         max_sessions: sessions held.
         window: most rows of one sequence in a call.
+        overload_tol: tolerance to which tokens are loosened while more jobs wait than
+            ``overload_queue``; 0 for never.
+        overload_queue: jobs that may wait before tokens are loosened.
     """
 
     max_batch_tokens: int = 512
@@ -392,11 +419,13 @@ class EngineLimits:
     max_queue_tokens: int = 1_000_000
     max_sessions: int = 256
     window: int = 16
+    overload_tol: float = 0.0
+    overload_queue: int = 32
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSnapshot:
-    """Gauges of the engine at one moment."""
+    """Gauges of the engine at one moment; ``loosening``: tokens are solved to overload_tol now."""
 
     running_jobs: int
     waiting_jobs: int
@@ -406,3 +435,4 @@ class EngineSnapshot:
     slots_total: int
     memory_bytes: int
     session_memory_bytes: int
+    loosening: bool = False

@@ -12,6 +12,7 @@ from server.engine.types import (
     ScoreJob,
     Solved,
     SolveStats,
+    Stopped,
     Times,
     TokenLogprob,
     Totals,
@@ -28,6 +29,8 @@ class Run:
         targets: ``targets[i]`` is the token to score after ``sequence.inputs[i]``; None for none.
         tokens: scored so far.
         candidate: which candidate it is; None for the job's own tokens.
+        last: how its last accepted token was solved.
+        early: whether a token was accepted before its own budget was spent, as the job's was.
     """
 
     work: "Work"
@@ -35,6 +38,17 @@ class Run:
     targets: list[int | None]
     tokens: list[TokenLogprob] = field(default_factory=list)
     candidate: int | None = None
+    last: Solved | None = None
+    early: bool = False
+
+    @property
+    def held(self) -> int:
+        """Accepted tokens, the priming <eos> not counted."""
+        return max(0, self.sequence.accepted - (1 if self.sequence.start == 0 else 0))
+
+    def is_cut(self, size: int) -> bool:
+        """Whether its answer is less than that for ``size`` tokens solved in peace."""
+        return self.early or len(self.tokens) < size
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +70,8 @@ class Work:
         generator: draws of a generation.
         drawn: tokens drawn so far.
         first_token: instant of the first drawn token.
+        closing: what is spent once the present call of f is made; None while there is more.
+        cut: candidates that were cut short.
         finished: whether its terminal event is out.
     """
 
@@ -76,6 +92,8 @@ class Work:
     prompt_announced: bool = False
     ending: "Ending | None" = None
     first_token: float | None = None
+    closing: Stopped | None = None
+    cut: set[int] = field(default_factory=set)
     finished: bool = False
 
     @property
@@ -91,8 +109,23 @@ class Work:
             return own + self.job.stop.max_tokens
         return own + sum(len(candidate) for candidate in self.job.candidates)
 
-    def count(self, solved: Solved) -> None:
-        """Adds an accepted token to the figures."""
+    def spent(self, now: float) -> Stopped | None:
+        """What of the job's budget is spent at an instant; None while there is more."""
+        job = self.job
+        if job.max_calls is not None and self.stats.nfe_total >= job.max_calls:
+            return "calls"
+        if job.answer_by is not None and now >= job.answer_by:
+            return "time"
+        return None
+
+    @property
+    def is_solving(self) -> bool:
+        """Whether the next calls of f bring more of its answer, or owe it the last drawn token."""
+        owed = bool(self.drawn) and self.job.lease is not None
+        return any(run.sequence.rows or (owed and not run.sequence.done) for run in self.runs)
+
+    def count(self, solved: Solved, tol: float) -> None:
+        """Adds a token, accepted under a tolerance of ``tol``, to the figures."""
         finite = solved.residual != float("inf")
         self.stats += SolveStats(
             token_evaluations=solved.nfe,
@@ -101,6 +134,8 @@ class Work:
             residual_max=solved.residual,
             max_nfe_tokens=int(solved.status == "max_nfe"),
             nonfinite_tokens=int(solved.status == "nonfinite"),
+            loosened_tokens=int(solved.status == "loosened"),
+            applied_tol=tol,
         )
 
     def times(self, now: float) -> Times:

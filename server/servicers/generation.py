@@ -34,6 +34,8 @@ _FINISHED: dict[FinishReason, str] = {
     "stop_id": "stop",
     "stop_string": "stop",
     "length": "length",
+    "time": "budget",
+    "calls": "budget",
 }
 
 
@@ -99,7 +101,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         while True:
             event = await events.next()
             if isinstance(event, PromptSolved):
-                clock.prompt_solved(started.prompt_tokens)
+                clock.prompt_solved(event.totals.scored_tokens)
                 started.prompt.CopyFrom(translate.totals(event.totals))
                 await call.send(generation_pb2.GenerateResponse(started=started))
             elif isinstance(event, Drawn):
@@ -186,6 +188,10 @@ def _job(
         lease=lease,
         solve=fields.solve,
         deadline=call.deadline,
+        answer_by=fields.budget.answer_by(call.started),
+        max_calls=fields.budget.max_calls,
+        priority=fields.priority,
+        owner=call.sharer,
         sink=events.sink,
     )
 

@@ -50,8 +50,8 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
         scored = await self._solve(inputs, fields, engine, session_id, call)
         self._edge.metrics.input_solved(
             engine.name,
-            tokens=len(inputs.input),
-            scored=len(inputs),
+            tokens=len(scored.tokens),
+            scored=len(scored.tokens) + sum(map(len, scored.candidates)),
             queue_s=scored.times.queue_s,
         )
         call.finished = "scored"
@@ -99,6 +99,10 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
                 top_k=fields.top_k,
                 solve=fields.solve,
                 deadline=call.deadline,
+                answer_by=fields.budget.answer_by(call.started),
+                max_calls=fields.budget.max_calls,
+                priority=fields.priority,
+                owner=call.sharer,
                 sink=events.sink,
             )
             with submitted(engine, job, events):
@@ -113,18 +117,28 @@ def _response(
     session_id: str | None,
 ) -> scoring_pb2.ScoreResponse:
     tokenizer, include = engine.tokenizer, fields.include_tokens
+    own = inputs.input.first(len(scored.tokens))
     return scoring_pb2.ScoreResponse(
         model=engine.name,
         session_id=session_id,
-        tokens=translate.token_scores(scored.tokens, inputs.input, tokenizer) if include else (),
+        tokens=translate.token_scores(scored.tokens, own, tokenizer) if include else (),
         call=translate.totals(translate.totals_of(scored.tokens)),
         session=None if scored.session is None else translate.totals(scored.session.totals),
         solver=translate.solver_report(scored.stats, fields.solve),
         candidates=[
-            translate.candidate_score(results, tokens, tokenizer, include_tokens=include)
-            for results, tokens in zip(scored.candidates, inputs.candidates, strict=True)
+            translate.candidate_score(
+                results,
+                tokens,
+                tokenizer,
+                include_tokens=include,
+                stopped=scored.stopped if index in scored.cut else None,
+            )
+            for index, (results, tokens) in enumerate(
+                zip(scored.candidates, inputs.candidates, strict=True)
+            )
         ],
         position=scored.position,
-        unknown_tokens=len(inputs.input.unknown),
+        unknown_tokens=len(own.unknown),
         timing=translate.timing(scored.times),
+        stopped_by=translate.stopped_by(scored.stopped),
     )

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import secrets
+import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from server.engine.types import (
     ScoreJob,
     SessionView,
     SolveStats,
+    Stopped,
     Times,
     TokenLogprob,
     Totals,
@@ -87,17 +90,26 @@ class Inbox:
 
 @dataclass(slots=True)
 class _Batch:
-    """What is scored together, and why it ends there."""
+    """What is scored together, and why it ends there.
+
+    Attributes:
+        tokens: to score; afterwards those that are scored.
+        is_flush: whether the client asked for what is held back.
+        is_last: whether it has sent everything.
+        error: of the message behind it.
+        stopped: what cut it short.
+    """
 
     tokens: Tokens
     is_flush: bool = False
     is_last: bool = False
     error: InvalidFields | None = None
+    stopped: Stopped | None = None
 
     @property
     def is_answered(self) -> bool:
         """Whether a response is due."""
-        return bool(self.tokens) or self.is_flush or self.is_last
+        return bool(self.tokens) or self.is_flush or self.is_last or self.stopped is not None
 
 
 class Streams:
@@ -192,12 +204,14 @@ class Stream:
         self._stats = SolveStats()
         self._times = Times(0.0, 0.0)
         self._unknown = 0
+        self._left = Tokens()
+        """What the budget left out: scored first thing in the next batch."""
 
     async def run(self, session_id: str | None) -> scoring_pb2.ScoreStreamResponse:
         """Score until the client half-closes; returns the last response, yet to be sent."""
         while True:
             batch = await self._gather()
-            results = await self._solve(batch.tokens)
+            results = await self._solve(batch)
             if batch.is_answered:
                 response = await self._respond(batch, results, session_id)
                 if batch.is_last:
@@ -208,8 +222,8 @@ class Stream:
 
     async def _gather(self) -> _Batch:
         """At least one message, and those that came meanwhile, up to the first flush."""
-        batch = _Batch(Tokens())
-        while True:
+        batch, self._left = _Batch(self._left), Tokens()
+        while len(batch.tokens) < _BATCH_TOKENS:
             message = await self._inbox.next()
             try:
                 batch.tokens = batch.tokens + await self._encode(message)
@@ -222,6 +236,7 @@ class Stream:
             is_full = len(batch.tokens) >= _BATCH_TOKENS
             if batch.is_last or batch.is_flush or is_full or self._inbox.is_empty:
                 return batch
+        return batch
 
     async def _encode(self, message: Message | None) -> Tokens:
         """Tokens that are certain after a message; None is the end."""
@@ -236,10 +251,11 @@ class Stream:
         held = self._text.flush()
         return held + Tokens(tuple(message.token_ids.ids)) if kind == "token_ids" else held
 
-    async def _solve(self, tokens: Tokens) -> tuple[TokenLogprob, ...]:
+    async def _solve(self, batch: _Batch) -> tuple[TokenLogprob, ...]:
+        tokens = batch.tokens
         if not tokens:
             return ()
-        events = Events()
+        events, budget = Events(), self._fields.budget
         job = ScoreJob(
             job_id=self._call.next_job_id(),
             tokens=tokens.ids,
@@ -247,11 +263,20 @@ class Stream:
             top_k=self._fields.top_k,
             solve=self._fields.solve,
             deadline=self._call.deadline,
+            answer_by=budget.answer_by(time.monotonic()),
+            max_calls=budget.max_calls,
+            priority=self._fields.priority,
+            owner=self._call.sharer,
             sink=events.sink,
         )
         with submitted(self._engine, job, events):
             scored = await events.last(Scored)
-        self._add(scored, tokens)
+        batch.tokens, self._left = (
+            tokens.first(len(scored.tokens)),
+            tokens.after(len(scored.tokens)),
+        )
+        batch.stopped = scored.stopped
+        self._add(scored, batch.tokens)
         return scored.tokens
 
     def _add(self, scored: Scored, tokens: Tokens) -> None:
@@ -297,8 +322,14 @@ class Stream:
             model=self._engine.name,
             session_id=session_id,
             timing=translate.timing(self._times),
-            committed_bytes=self._text.held_from,
+            committed_bytes=min(self._text.held_from, _text_begin(self._left)),
+            stopped_by=translate.stopped_by(batch.stopped),
         )
+
+
+def _text_begin(tokens: Tokens) -> int:
+    """Byte of the stream's text at which the first token that is text begins; or far away."""
+    return next((span[0] for span in tokens.spans if span is not None), sys.maxsize)
 
 
 def _config(message: Message | None) -> scoring_pb2.ScoreStreamConfig:
