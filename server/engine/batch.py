@@ -150,7 +150,7 @@ class Batch:
         self._note(packing, residual)
         verdicts = self._judge(packing, options, residual)
         accepted = self._store(packing, z, verdicts)
-        self._leave(scheduler, packing.sequences, verdicts)
+        self._leave(scheduler, packing, verdicts)
         return accepted
 
     def _packing_of(self, sequences: list[Sequence]) -> Packing:
@@ -263,19 +263,20 @@ class Batch:
         finite = best_residual != float("inf")
         return Solved(nfe, best_residual, "max_nfe" if finite else "nonfinite")
 
-    def _leave(
-        self, scheduler: Scheduler, sequences: Seq[Sequence], verdicts: list["_Verdict"]
-    ) -> None:
+    def _leave(self, scheduler: Scheduler, packing: Packing, verdicts: list["_Verdict"]) -> None:
         """Tells the scheduler who is done."""
-        done = dict.fromkeys(sequences, 0)
+        done = dict.fromkeys(packing.sequences, 0)
         for verdict in verdicts:
             done[verdict.sequence] += 1
         for sequence, count in done.items():
             scheduler.accept(sequence, count)
+        # What the next row saw last was f behind another state than the one accepted, if that was
+        # not the one of this call, or if the row rested.
+        called = set(packing.row_ids)
         for verdict in verdicts:
-            # What the next row saw last was f behind another state than the one accepted.
-            if not verdict.converged and verdict.sequence.rows:
-                self._rows[verdict.sequence.rows[0]].settled = False
+            rows = verdict.sequence.rows
+            if rows and not (verdict.converged and rows[0] in called):
+                self._rows[rows[0]].settled = False
 
 
 @dataclass(frozen=True, slots=True)
