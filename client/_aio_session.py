@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any, Self
 from client import types
 from client._aio_streams import AsyncGeneration
 from client.errors import DeqlmError, NotFound
-from client.options import Input, SamplingOptions, SolverOptions, StopOptions, StreamPiece
+from client.options import (
+    Budget,
+    Input,
+    Priority,
+    SamplingOptions,
+    SolverOptions,
+    StopOptions,
+    StreamPiece,
+)
 
 if TYPE_CHECKING:
     from client.aio import AsyncClient
@@ -65,6 +73,8 @@ class AsyncSession:
         solver: SolverOptions | None = None,
         include_tokens: bool = True,
         candidates: Sequence[Input] = (),
+        budget: Budget | None = None,
+        priority: Priority | None = None,
         timeout_s: float | None = None,
     ) -> types.Score:
         """Score after what the session holds and append; with candidates, append nothing."""
@@ -75,6 +85,8 @@ class AsyncSession:
             solver=solver,
             include_tokens=include_tokens,
             candidates=candidates,
+            budget=budget,
+            priority=priority,
             timeout_s=timeout_s,
         )
 
@@ -85,6 +97,8 @@ class AsyncSession:
         top_k: int | None = None,
         solver: SolverOptions | None = None,
         include_tokens: bool = True,
+        budget: Budget | None = None,
+        priority: Priority | None = None,
         timeout_s: float | None = None,
     ) -> AsyncGenerator[types.StreamedScore, None]:
         """Score text as it comes and append it."""
@@ -94,6 +108,8 @@ class AsyncSession:
             top_k=top_k,
             solver=solver,
             include_tokens=include_tokens,
+            budget=budget,
+            priority=priority,
             timeout_s=timeout_s,
         )
 
@@ -105,6 +121,8 @@ class AsyncSession:
         stop: StopOptions | None = None,
         logprobs: int | None = None,
         solver: SolverOptions | None = None,
+        budget: Budget | None = None,
+        priority: Priority | None = None,
         timeout_s: float | None = None,
     ) -> AsyncGeneration:
         """Continue the session; prompt and tokens are appended when generation finishes."""
@@ -115,6 +133,8 @@ class AsyncSession:
             stop=stop,
             logprobs=logprobs,
             solver=solver,
+            budget=budget,
+            priority=priority,
             timeout_s=timeout_s,
         )
 

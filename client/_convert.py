@@ -17,9 +17,11 @@ from grpc_health.v1 import health_pb2
 from client import types
 from client.errors import ErrorDetails, FieldViolation, InvalidArgument
 from client.options import (
+    Budget,
     BudgetPolicy,
     Flush,
     Input,
+    Priority,
     SamplingOptions,
     SolverOptions,
     StopOptions,
@@ -40,6 +42,12 @@ _E = TypeVar("_E", bound=StrEnum)
 _POLICY_TO_PB: Final[Mapping[BudgetPolicy, common_pb2.BudgetPolicy]] = {
     BudgetPolicy.BEST_EFFORT: common_pb2.BUDGET_POLICY_BEST_EFFORT,
     BudgetPolicy.ERROR: common_pb2.BUDGET_POLICY_ERROR,
+}
+
+_PRIORITY_TO_PB: Final[Mapping[Priority, common_pb2.Priority]] = {
+    Priority.LOW: common_pb2.PRIORITY_LOW,
+    Priority.NORMAL: common_pb2.PRIORITY_NORMAL,
+    Priority.HIGH: common_pb2.PRIORITY_HIGH,
 }
 
 READY_SERVICE: Final = "deqlm.v1.ScoringService"
@@ -64,7 +72,22 @@ def solver_to_pb(options: SolverOptions | None) -> common_pb2.SolverOptions | No
         return None
     policy = None if options.policy is None else _POLICY_TO_PB[options.policy]
     max_nfe = _unsigned("max_nfe", options.max_nfe)
-    return common_pb2.SolverOptions(tol=options.tol, max_nfe=max_nfe, policy=policy)
+    return common_pb2.SolverOptions(
+        tol=options.tol, max_nfe=max_nfe, policy=policy, keep_tol=options.keep_tol
+    )
+
+
+def budget_to_pb(budget: Budget | None) -> common_pb2.Budget | None:
+    """Encode a budget; None stays None."""
+    if budget is None:
+        return None
+    max_calls = _unsigned("max_calls", budget.max_calls, bits=64)
+    return common_pb2.Budget(max_time_s=budget.max_time_s, max_calls=max_calls)
+
+
+def priority_to_pb(priority: Priority | None) -> common_pb2.Priority:
+    """Encode a priority; None is for the server to choose."""
+    return common_pb2.PRIORITY_UNSPECIFIED if priority is None else _PRIORITY_TO_PB[priority]
 
 
 def score_request(
@@ -76,6 +99,8 @@ def score_request(
     solver: SolverOptions | None,
     include_tokens: bool,
     candidates: Iterable[Input],
+    budget: Budget | None,
+    priority: Priority | None,
 ) -> scoring_pb2.ScoreRequest:
     """Build the request of Score."""
     return scoring_pb2.ScoreRequest(
@@ -86,6 +111,8 @@ def score_request(
         solver=solver_to_pb(solver),
         include_tokens=include_tokens,
         candidates=[_required_input(candidate) for candidate in candidates],
+        budget=budget_to_pb(budget),
+        priority=priority_to_pb(priority),
     )
 
 
@@ -96,6 +123,8 @@ def stream_config(
     top_k: int | None,
     solver: SolverOptions | None,
     include_tokens: bool,
+    budget: Budget | None,
+    priority: Priority | None,
 ) -> scoring_pb2.ScoreStreamRequest:
     """Build the first message of ScoreStream."""
     config = scoring_pb2.ScoreStreamConfig(
@@ -104,6 +133,8 @@ def stream_config(
         top_k=_unsigned("top_k", top_k),
         solver=solver_to_pb(solver),
         include_tokens=include_tokens,
+        budget=budget_to_pb(budget),
+        priority=priority_to_pb(priority),
     )
     return scoring_pb2.ScoreStreamRequest(config=config)
 
@@ -126,6 +157,8 @@ def generate_request(
     stop: StopOptions | None,
     logprobs: int | None,
     solver: SolverOptions | None,
+    budget: Budget | None,
+    priority: Priority | None,
 ) -> generation_pb2.GenerateRequest:
     """Build the request of Generate."""
     return generation_pb2.GenerateRequest(
@@ -136,6 +169,8 @@ def generate_request(
         stop=None if stop is None else _stop_to_pb(stop),
         logprobs=_unsigned("logprobs", logprobs),
         solver=solver_to_pb(solver),
+        budget=budget_to_pb(budget),
+        priority=priority_to_pb(priority),
     )
 
 
@@ -216,6 +251,7 @@ def score(message: scoring_pb2.ScoreResponse) -> types.Score:
         solver=solver_report(message.solver),
         candidates=tuple(map(_candidate_score, message.candidates)),
         timing=_copy(types.Timing, message.timing),
+        stopped_by=_stopped_by(message),
     )
 
 
@@ -229,6 +265,7 @@ def streamed_score(message: scoring_pb2.ScoreStreamResponse) -> types.StreamedSc
         session=totals(message.session),
         solver=solver_report(message.solver),
         timing=_copy(types.Timing, message.timing),
+        stopped_by=_stopped_by(message),
     )
 
 
@@ -335,11 +372,16 @@ def _candidate_score(message: scoring_pb2.CandidateScore) -> types.CandidateScor
         message,
         tokens=tuple(map(token_score, message.tokens)),
         totals=totals(message.totals),
+        stopped_by=_stopped_by(message),
     )
 
 
 def _alternative(message: common_pb2.TokenAlternative) -> types.TokenAlternative:
     return _copy(types.TokenAlternative, message)
+
+
+def _stopped_by(message: Message) -> types.StoppedBy:
+    return _enum(types.StoppedBy, message, "stopped_by")
 
 
 def _policy(value: common_pb2.BudgetPolicy) -> BudgetPolicy | None:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Self
 from client import types
 from client._sync_streams import Generation
 from client.errors import DeqlmError, NotFound
-from client.options import Input, SamplingOptions, SolverOptions, StopOptions, StreamPiece
+from client.options import (
+    Budget,
+    Input,
+    Priority,
+    SamplingOptions,
+    SolverOptions,
+    StopOptions,
+    StreamPiece,
+)
 
 if TYPE_CHECKING:
     from client.sync import Client
@@ -58,6 +66,8 @@ class Session:
         solver: SolverOptions | None = None,
         include_tokens: bool = True,
         candidates: Sequence[Input] = (),
+        budget: Budget | None = None,
+        priority: Priority | None = None,
         timeout_s: float | None = None,
     ) -> types.Score:
         """Score after what the session holds and append; with candidates, append nothing."""
@@ -68,6 +78,8 @@ class Session:
             solver=solver,
             include_tokens=include_tokens,
             candidates=candidates,
+            budget=budget,
+            priority=priority,
             timeout_s=timeout_s,
         )
 
@@ -78,6 +90,8 @@ class Session:
         top_k: int | None = None,
         solver: SolverOptions | None = None,
         include_tokens: bool = True,
+        budget: Budget | None = None,
+        priority: Priority | None = None,
         timeout_s: float | None = None,
     ) -> Generator[types.StreamedScore, None, None]:
         """Score text as it comes and append it."""
@@ -87,6 +101,8 @@ class Session:
             top_k=top_k,
             solver=solver,
             include_tokens=include_tokens,
+            budget=budget,
+            priority=priority,
             timeout_s=timeout_s,
         )
 
@@ -98,6 +114,8 @@ class Session:
         stop: StopOptions | None = None,
         logprobs: int | None = None,
         solver: SolverOptions | None = None,
+        budget: Budget | None = None,
+        priority: Priority | None = None,
         timeout_s: float | None = None,
     ) -> Generation:
         """Continue the session; prompt and tokens are appended when generation finishes."""
@@ -108,6 +126,8 @@ class Session:
             stop=stop,
             logprobs=logprobs,
             solver=solver,
+            budget=budget,
+            priority=priority,
             timeout_s=timeout_s,
         )
 

@@ -27,7 +27,15 @@ from client._aio_streams import AsyncGeneration, Requests, becomes_serving, stre
 from client._channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, OPTIONS, owner_metadata
 from client._retry import NEVER, ON_ABORTED, ON_UNAVAILABLE, Attempts, RetryPolicy
 from client.errors import from_call
-from client.options import Input, SamplingOptions, SolverOptions, StopOptions, StreamPiece
+from client.options import (
+    Budget,
+    Input,
+    Priority,
+    SamplingOptions,
+    SolverOptions,
+    StopOptions,
+    StreamPiece,
+)
 from deqlm.v1 import (
     generation_pb2_grpc,
     model_pb2,
@@ -110,6 +118,8 @@ class AsyncClient:
         solver: SolverOptions | None = None,
         include_tokens: bool = True,
         candidates: Sequence[Input] = (),
+        budget: Budget | None = None,
+        priority: Priority | None = None,
         timeout_s: float | None = None,
     ) -> types.Score:
         """Score text or token ids; with candidates, score each after session and input."""
@@ -121,6 +131,8 @@ class AsyncClient:
             solver=solver,
             include_tokens=include_tokens,
             candidates=candidates,
+            budget=budget,
+            priority=priority,
         )
         retry_on = ON_UNAVAILABLE if session is None or candidates else NEVER
         return _convert.score(await self._call(self._scoring.Score, request, retry_on, timeout_s))
@@ -134,6 +146,8 @@ class AsyncClient:
         top_k: int | None = None,
         solver: SolverOptions | None = None,
         include_tokens: bool = True,
+        budget: Budget | None = None,
+        priority: Priority | None = None,
         timeout_s: float | None = None,
     ) -> AsyncGenerator[types.StreamedScore, None]:
         """Score text as `pieces` yields it; closing the iterator cancels the call.
@@ -146,6 +160,8 @@ class AsyncClient:
             top_k=top_k,
             solver=solver,
             include_tokens=include_tokens,
+            budget=budget,
+            priority=priority,
         )
         requests = Requests(config, pieces)
         call = self._stream(self._scoring.ScoreStream, requests.messages(), timeout_s)
@@ -162,6 +178,8 @@ class AsyncClient:
         stop: StopOptions | None = None,
         logprobs: int | None = None,
         solver: SolverOptions | None = None,
+        budget: Budget | None = None,
+        priority: Priority | None = None,
         timeout_s: float | None = None,
     ) -> AsyncGeneration:
         """Continue a prompt or a session; iterate over the result for the tokens."""
@@ -173,6 +191,8 @@ class AsyncClient:
             stop=stop,
             logprobs=logprobs,
             solver=solver,
+            budget=budget,
+            priority=priority,
         )
         return AsyncGeneration(self._stream(self._generation.Generate, request, timeout_s))
 

@@ -18,6 +18,14 @@ class BudgetPolicy(StrEnum):
     ERROR = "error"
 
 
+class Priority(StrEnum):
+    """Whose turn it is when there is more work than fits into one call of f."""
+
+    LOW = "low"
+    NORMAL = "normal"
+    HIGH = "high"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flush:
     """Asks a score stream to score the text it holds back."""
@@ -43,6 +51,21 @@ class SolverOptions:
     """Most calls of f on one token."""
     policy: BudgetPolicy | None = None
     """What to do at the budget."""
+    keep_tol: bool | None = None
+    """Keep to `tol` however busy the server is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What a whole call may take; when it is spent, the answer is what there is by then, marked.
+
+    Of a score stream it bounds each response.
+    """
+
+    max_time_s: float | None = None
+    """Seconds from the call's arrival at the server, waiting included."""
+    max_calls: int | None = None
+    """Most calls of f in which the call has a row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,15 @@ from client._retry import NEVER, ON_ABORTED, ON_UNAVAILABLE, Attempts, RetryPoli
 from client._sync_session import Session
 from client._sync_streams import Generation, Requests, becomes_serving, streamed_scores
 from client.errors import from_call
-from client.options import Input, SamplingOptions, SolverOptions, StopOptions, StreamPiece
+from client.options import (
+    Budget,
+    Input,
+    Priority,
+    SamplingOptions,
+    SolverOptions,
+    StopOptions,
+    StreamPiece,
+)
 from deqlm.v1 import (
     generation_pb2_grpc,
     model_pb2,
@@ -107,6 +115,8 @@ class Client:
         solver: SolverOptions | None = None,
         include_tokens: bool = True,
         candidates: Sequence[Input] = (),
+        budget: Budget | None = None,
+        priority: Priority | None = None,
         timeout_s: float | None = None,
     ) -> types.Score:
         """Score text or token ids; with candidates, score each after session and input."""
@@ -118,6 +128,8 @@ class Client:
             solver=solver,
             include_tokens=include_tokens,
             candidates=candidates,
+            budget=budget,
+            priority=priority,
         )
         retry_on = ON_UNAVAILABLE if session is None or candidates else NEVER
         return _convert.score(self._call(self._scoring.Score, request, retry_on, timeout_s))
@@ -131,6 +143,8 @@ class Client:
         top_k: int | None = None,
         solver: SolverOptions | None = None,
         include_tokens: bool = True,
+        budget: Budget | None = None,
+        priority: Priority | None = None,
         timeout_s: float | None = None,
     ) -> Generator[types.StreamedScore, None, None]:
         """Score text as `pieces` yields it; closing the iterator cancels the call.
@@ -143,6 +157,8 @@ class Client:
             top_k=top_k,
             solver=solver,
             include_tokens=include_tokens,
+            budget=budget,
+            priority=priority,
         )
         requests = Requests(config, pieces)
         call = self._stream(self._scoring.ScoreStream, requests, timeout_s)
@@ -159,6 +175,8 @@ class Client:
         stop: StopOptions | None = None,
         logprobs: int | None = None,
         solver: SolverOptions | None = None,
+        budget: Budget | None = None,
+        priority: Priority | None = None,
         timeout_s: float | None = None,
     ) -> Generation:
         """Continue a prompt or a session; iterate over the result for the tokens."""
@@ -170,6 +188,8 @@ class Client:
             stop=stop,
             logprobs=logprobs,
             solver=solver,
+            budget=budget,
+            priority=priority,
         )
         return Generation(self._stream(self._generation.Generate, request, timeout_s))
 

@@ -21,6 +21,15 @@ class SolverStatus(StrEnum):
     CONVERGED = "converged"
     MAX_NFE = "max_nfe"
     NONFINITE = "nonfinite"
+    LOOSENED = "loosened"
+
+
+class StoppedBy(StrEnum):
+    """What cut an answer short; `unspecified`: nothing."""
+
+    UNSPECIFIED = "unspecified"
+    TIME = "time"
+    CALLS = "calls"
 
 
 class FinishReason(StrEnum):
@@ -31,6 +40,8 @@ class FinishReason(StrEnum):
     STOP_ID = "stop_id"
     STOP_STRING = "stop_string"
     LENGTH = "length"
+    TIME = "time"
+    CALLS = "calls"
 
 
 class TokenizerKind(StrEnum):
@@ -78,6 +89,10 @@ class SolverReport:
     """Budget per token in force."""
     policy: BudgetPolicy | None
     """Policy in force."""
+    applied_tol: float
+    """Loosest tolerance applied: `tol`, or more where the server was overloaded."""
+    loosened_tokens: int
+    """Tokens accepted above `tol` as the server was overloaded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +169,13 @@ class CandidateScore:
     """Sums over its tokens."""
     unknown_tokens: int
     """Its tokens outside the vocabulary."""
+    stopped_by: StoppedBy
+    """What cut it short."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every token is there, and none was accepted early."""
+        return self.stopped_by is StoppedBy.UNSPECIFIED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +202,13 @@ class Score:
     """Tokens of the input outside the vocabulary."""
     timing: Timing
     """Where the time went."""
+    stopped_by: StoppedBy
+    """What cut the call short."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything asked for is there, and no token was accepted early."""
+        return self.stopped_by is StoppedBy.UNSPECIFIED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +237,8 @@ class StreamedScore:
     """Time of the stream so far."""
     committed_bytes: int
     """Bytes of the stream's text scored so far."""
+    stopped_by: StoppedBy
+    """What cut this answer short; what it leaves out comes first in the next one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -396,6 +427,7 @@ class Limits:
     max_nfe: int
     max_ttl_s: float
     default_ttl_s: float
+    overload_tol: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

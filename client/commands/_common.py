@@ -17,8 +17,9 @@ from typing import Any, Final
 from cli.parser import Parser, positive_seconds
 from client._channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S
 from client.errors import DeqlmError, Unavailable
-from client.options import BudgetPolicy, SolverOptions
+from client.options import Budget, BudgetPolicy, Priority, SolverOptions
 from client.sync import Client
+from client.types import SolverReport
 
 EXIT_OK: Final = 0
 EXIT_RPC: Final = 1
@@ -70,13 +71,54 @@ def add_solver_flags(parser: argparse.ArgumentParser) -> None:
         choices=[policy.value for policy in BudgetPolicy],
         help="at the budget: take the best state and mark it, or fail",
     )
+    group.add_argument(
+        "--keep-tol",
+        action="store_true",
+        default=None,
+        help="keep to --tol, however busy the server is",
+    )
+
+
+def add_budget_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags behind `budget` and `priority`."""
+    group = parser.add_argument_group("bounds of the whole call (the answer is what there is then)")
+    group.add_argument("--max-time-s", type=float, metavar="S", help="seconds, waiting included")
+    group.add_argument("--max-calls", type=int, metavar="N", help="calls of f")
+    group.add_argument(
+        "--priority",
+        choices=[priority.value for priority in Priority],
+        help="whose turn it is beside others (default: normal)",
+    )
+
+
+def budget(args: argparse.Namespace) -> Budget | None:
+    """Read the bounds; None when none is given."""
+    given = Budget(max_time_s=args.max_time_s, max_calls=args.max_calls)
+    return None if given == Budget() else given
+
+
+def priority(args: argparse.Namespace) -> Priority | None:
+    """Read the priority; None when none is given."""
+    return None if args.priority is None else Priority(args.priority)
 
 
 def solver_options(args: argparse.Namespace) -> SolverOptions | None:
     """Read the solver flags; None when none is given."""
     policy = None if args.policy is None else BudgetPolicy(args.policy)
-    options = SolverOptions(tol=args.tol, max_nfe=args.max_nfe, policy=policy)
+    options = SolverOptions(
+        tol=args.tol, max_nfe=args.max_nfe, policy=policy, keep_tol=args.keep_tol
+    )
     return None if options == SolverOptions() else options
+
+
+def unconverged(report: SolverReport) -> str:
+    """Tell of tokens that were accepted above the tolerance; empty when there are none."""
+    words = ""
+    if missed := report.unconverged_tokens - report.loosened_tokens:
+        words += f", {missed} tokens not converged"
+    if report.loosened_tokens:
+        words += f", {report.loosened_tokens} tokens loosened to tol {report.applied_tol:g}"
+    return words
 
 
 def run(prog: str, args: argparse.Namespace, action: Callable[[Client], None]) -> int:

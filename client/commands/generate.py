@@ -7,15 +7,19 @@ import sys
 import time
 
 from client.commands._common import (
+    add_budget_flags,
     add_solver_flags,
+    budget,
     make_parser,
     print_json,
+    priority,
     read_text,
     run,
     say,
     solver_options,
     table,
     to_json,
+    unconverged,
     visible,
 )
 from client.options import Input, SamplingOptions, StopOptions
@@ -50,6 +54,7 @@ def _parse(argv: list[str], prog: str) -> argparse.Namespace:
     _add_sampling_flags(parser)
     _add_stop_flags(parser)
     add_solver_flags(parser)
+    add_budget_flags(parser)
     args = parser.parse_args(argv)
     if args.prompt is not None and args.token_ids is not None:
         parser.error("give PROMPT or --token-ids, not both")
@@ -85,6 +90,8 @@ def _generate(client: Client, args: argparse.Namespace) -> None:
         stop=_stop(args),
         logprobs=args.logprobs,
         solver=solver_options(args),
+        budget=budget(args),
+        priority=priority(args),
     )
     with generation:
         if args.json:
@@ -139,8 +146,7 @@ def _print_figures(result: GenerationResult, args: argparse.Namespace, *, elapse
         f"[{finished.reason}] {finished.generated_tokens} tokens, {rate:.1f} tokens/s, "
         f"{finished.solver.nfe_per_token:.2f} nfe per token, seed {result.started.seed}"
     )
-    if finished.solver.unconverged_tokens:
-        line += f", {finished.solver.unconverged_tokens} tokens not converged"
+    line += unconverged(finished.solver)
     if result.started.unknown_tokens:
         line += f", {result.started.unknown_tokens} unknown words in the prompt"
     say(line)

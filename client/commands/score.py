@@ -14,22 +14,27 @@ from typing import Final
 
 from client.commands._common import (
     UsageError,
+    add_budget_flags,
     add_solver_flags,
+    budget,
     make_parser,
     print_json,
+    priority,
     read_pieces,
     read_text,
     run,
     size_bytes,
     solver_options,
     table,
+    unconverged,
     visible,
 )
 from client.sync import Client
 from client.types import Score, SolverReport, StreamedScore, TokenScore, Totals
 
 PIECE_CHARS: Final = 32 * 1024
-"""A longer text goes through ScoreStream, in pieces of this many characters."""
+"""A longer text goes through ScoreStream, in pieces of this many characters, unless a budget bounds
+it: a stream's is each answer's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +82,7 @@ def _parse(argv: list[str], prog: str) -> argparse.Namespace:
         help="shade tokens by surprise (default: on a terminal, unless NO_COLOR is set)",
     )
     add_solver_flags(parser)
+    add_budget_flags(parser)
     args = parser.parse_args(argv)
     if args.file is None and args.candidates is None:
         parser.error("FILE or --candidates is required")
@@ -85,9 +91,10 @@ def _parse(argv: list[str], prog: str) -> argparse.Namespace:
 
 def _score(client: Client, args: argparse.Namespace) -> _Scored:
     started_s = time.monotonic()
-    if args.candidates is not None:
+    if args.candidates is not None or budget(args) is not None:
         text = None if args.file is None else read_text(args.file)
-        score = _score_once(client, args, text, candidates=_candidates(args.candidates))
+        candidates = () if args.candidates is None else _candidates(args.candidates)
+        score = _score_once(client, args, text, candidates=candidates)
         return _Scored(score=score, text=text, elapsed_s=time.monotonic() - started_s)
     pieces = read_pieces(args.file, size=PIECE_CHARS)
     first, second = next(pieces, ""), next(pieces, None)
@@ -116,6 +123,8 @@ def _score_once(
         solver=solver_options(args),
         include_tokens=not args.no_tokens,
         candidates=candidates,
+        budget=budget(args),
+        priority=priority(args),
     )
 
 
@@ -130,6 +139,7 @@ def _score_in_pieces(
         top_k=args.top_k,
         solver=solver_options(args),
         include_tokens=not args.no_tokens,
+        priority=priority(args),
     )
     tokens: list[TokenScore] = []
     last: StreamedScore | None = None
@@ -160,6 +170,7 @@ def _as_score(last: StreamedScore, tokens: tuple[TokenScore, ...]) -> Score:
         position=last.committed_position,
         unknown_tokens=last.unknown_tokens,
         timing=last.timing,
+        stopped_by=last.stopped_by,
     )
 
 
@@ -246,7 +257,7 @@ def _candidate_table(score: Score, texts: tuple[str, ...]) -> str:
             f"{candidate.totals.logprob_sum:.4f}",
             f"{candidate.totals.perplexity:.3f}",
             str(candidate.totals.scored_tokens),
-            visible(text).replace("␣", " "),
+            visible(text).replace("␣", " ") + ("" if candidate.complete else "  (cut short)"),
         ]
         for number, candidate, text in ranked
     ]
@@ -260,6 +271,8 @@ def _summary(scored: _Scored) -> Iterator[str]:
         yield f"tokens        {_totals(score.call)}, {score.unknown_tokens} unknown"
     if score.session is not None and not score.candidates:
         yield f"session       {_totals(score.session)}, perplexity {score.session.perplexity:.3f}"
+    if not score.complete:
+        yield f"cut short     by {score.stopped_by}, after {score.call.scored_tokens} tokens"
     yield f"solver        {solver_line(score.solver)}"
     rate = score.solver.solved_tokens / scored.elapsed_s if scored.elapsed_s > 0 else 0.0
     yield f"time          {scored.elapsed_s:.2f} s, {rate:.1f} tokens/s, model {score.model}"
@@ -278,6 +291,4 @@ def solver_line(report: SolverReport) -> str:
         f"{report.nfe_per_token:.2f} nfe per token, residual at most {report.residual_max:.2e} "
         f"(tol {report.tol:g}, max_nfe {report.max_nfe})"
     )
-    if report.unconverged_tokens:
-        line += f", {report.unconverged_tokens} tokens not converged"
-    return line
+    return line + unconverged(report)

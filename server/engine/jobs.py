@@ -205,9 +205,11 @@ class JobRunner:
             return  # its job failed on an earlier token of this call
         work = run.work
         work.count(solved, tol)
-        run.last = solved
+        run.last, target = solved, run.targets[token.index]
         if work.closing is not None and solved.status in ("max_nfe", "nonfinite"):
-            run.early = run.early or solved.nfe < work.job.solve.max_nfe
+            # Of a state that predicts nothing and is not kept nobody will know.
+            matters = target is not None or (run is work.main and work.job.lease is not None)
+            run.early |= matters and solved.nfe < work.job.solve.max_nfe
         if solved.status != "converged" and work.job.solve.policy == "error":
             position = token.sequence.start + token.index
             self.fail(
@@ -219,7 +221,6 @@ class JobRunner:
                 ),
             )
             return
-        target = run.targets[token.index]
         last = token.index == len(run.sequence.inputs) - 1
         drawing = last and work.ending is None and isinstance(work.job, GenerateJob)
         if target is not None or drawing:

@@ -118,6 +118,47 @@ def test_score_sends_solver_options_and_owner(deqlm, fake, text_file):
     assert 0 < call.time_remaining_s < 6
 
 
+def test_score_sends_bounds_and_priority(deqlm, fake, long_file):
+    flags = ["--max-time-s", "0.5", "--max-calls", "40", "--priority", "low", "--keep-tol"]
+    answer = score_of("It was")
+    answer.stopped_by = common_pb2.STOPPED_BY_TIME
+    answer.solver.loosened_tokens, answer.solver.unconverged_tokens = 2, 3
+    answer.solver.applied_tol = 0.05
+    fake.queue("Score", answer)
+    code, out, _ = deqlm("score", long_file, *flags)
+    assert code == 0
+    (call,) = fake.calls
+    assert call.method == "Score", "a budget is of one call, however long the text"
+    assert (call.request.budget.max_time_s, call.request.budget.max_calls) == (0.5, 40)
+    assert call.request.priority == common_pb2.PRIORITY_LOW
+    assert call.request.solver.keep_tol
+    assert "cut short     by time, after 2 tokens" in out
+    assert "1 tokens not converged, 2 tokens loosened to tol 0.05" in out
+
+
+def test_score_tells_candidates_that_were_cut_short(deqlm, fake, tmp_path):
+    candidates = tmp_path / "candidates.txt"
+    candidates.write_text("one two\nthree four\n")
+    answer = scoring_pb2.ScoreResponse(model="tiny", stopped_by=common_pb2.STOPPED_BY_CALLS)
+    answer.candidates.add(tokens=words("one two"), totals=totals(2))
+    answer.candidates.add(
+        tokens=words("three"), totals=totals(1), stopped_by=common_pb2.STOPPED_BY_CALLS
+    )
+    fake.queue("Score", answer)
+    _, out, _ = deqlm("score", "--candidates", str(candidates), "--max-calls", "9")
+    assert next(line for line in out.splitlines() if "cut short" in line).endswith(
+        "three four  (cut short)"
+    )
+
+
+def test_generate_sends_bounds_and_priority(deqlm, fake):
+    flags = ["--max-time-s", "2", "--max-calls", "9", "--priority", "high"]
+    assert deqlm("generate", "It", *flags)[0] == 0
+    request = fake.calls[0].request
+    assert (request.budget.max_time_s, request.budget.max_calls) == (2.0, 9)
+    assert request.priority == common_pb2.PRIORITY_HIGH
+
+
 def test_score_ranks_candidates(deqlm, fake, tmp_path, text_file):
     candidates = tmp_path / "candidates.txt"
     candidates.write_text("one two three\n\nfour\n")

@@ -19,6 +19,7 @@ from deqlm.v1 import (
 
 PAIRS = [
     (options.SolverOptions, common_pb2.SolverOptions),
+    (options.Budget, common_pb2.Budget),
     (options.SamplingOptions, generation_pb2.SamplingOptions),
     (options.StopOptions, generation_pb2.StopOptions),
     (types.SolverReport, common_pb2.SolverReport),
@@ -43,6 +44,7 @@ PAIRS = [
 
 ENUMS = [
     (types.SolverStatus, common_pb2.SolverStatus, "SOLVER_STATUS_"),
+    (types.StoppedBy, common_pb2.StoppedBy, "STOPPED_BY_"),
     (types.FinishReason, generation_pb2.FinishReason, "FINISH_REASON_"),
     (types.TokenizerKind, model_pb2.TokenizerKind, "TOKENIZER_KIND_"),
 ]
@@ -65,6 +67,25 @@ def test_every_budget_policy_can_be_sent_and_read():
         assert common_pb2.BudgetPolicy.Name(sent.policy) == f"BUDGET_POLICY_{policy.upper()}"
         assert _convert.solver_options(sent).policy is policy
     assert len(options.BudgetPolicy) == len(common_pb2.BudgetPolicy.keys()) - 1
+
+
+def test_every_priority_can_be_sent():
+    for priority in options.Priority:
+        number = _convert.priority_to_pb(priority)
+        assert common_pb2.Priority.Name(number) == f"PRIORITY_{priority.upper()}"
+    assert _convert.priority_to_pb(None) == common_pb2.PRIORITY_UNSPECIFIED
+    assert len(options.Priority) == len(common_pb2.Priority.keys()) - 1
+
+
+@pytest.mark.parametrize("number", common_pb2.StoppedBy.values())
+def test_an_answer_is_complete_unless_something_stopped_it(number):
+    answer = scoring_pb2.ScoreResponse(stopped_by=number)
+    answer.candidates.add(stopped_by=number)
+    score = _convert.score(answer)
+    is_complete = number == common_pb2.STOPPED_BY_UNSPECIFIED
+    assert score.complete is score.candidates[0].complete is is_complete
+    streamed = _convert.streamed_score(scoring_pb2.ScoreStreamResponse(stopped_by=number))
+    assert streamed.stopped_by is score.stopped_by
 
 
 def test_an_offset_of_zero_is_told_from_no_offset():
@@ -106,9 +127,12 @@ optional_count = st.none() | st.integers(0, 2**32 - 1)
     tol=st.none() | st.floats(allow_nan=False),
     max_nfe=optional_count,
     policy=st.none() | st.sampled_from(options.BudgetPolicy),
+    keep_tol=st.none() | st.booleans(),
 )
-def test_solver_options_survive_the_way_there_and_back(tol, max_nfe, policy):
-    given_options = options.SolverOptions(tol=tol, max_nfe=max_nfe, policy=policy)
+def test_solver_options_survive_the_way_there_and_back(tol, max_nfe, policy, keep_tol):
+    given_options = options.SolverOptions(
+        tol=tol, max_nfe=max_nfe, policy=policy, keep_tol=keep_tol
+    )
     assert _convert.solver_options(_convert.solver_to_pb(given_options)) == given_options
 
 
@@ -122,7 +146,10 @@ def test_what_is_none_is_not_sent(top_k, session_id):
         solver=None,
         include_tokens=False,
         candidates=(),
+        budget=None,
+        priority=None,
     )
+    assert not request.HasField("budget")
     assert request.HasField("top_k") == (top_k is not None)
     assert request.HasField("session_id") == (session_id is not None)
     assert request.HasField("include_tokens")
@@ -157,6 +184,15 @@ def test_stop_options_are_sent_as_given():
     assert sent.HasField("ignore_eos") and not sent.HasField("min_tokens")
 
 
+def test_a_budget_is_sent_as_given():
+    budget = options.Budget(max_time_s=0.0, max_calls=2**40)
+    sent = _generate_request(budget=budget, priority=options.Priority.HIGH)
+    assert (sent.budget.max_time_s, sent.budget.max_calls) == (0.0, 2**40)
+    assert sent.budget.HasField("max_time_s")
+    assert sent.priority == common_pb2.PRIORITY_HIGH
+    assert not _convert.budget_to_pb(options.Budget()).HasField("max_calls")
+
+
 @pytest.mark.parametrize("piece", ["text", [1, 2], (), options.FLUSH])
 def test_a_piece_of_a_stream_sets_its_own_field(piece):
     message = _convert.stream_piece(piece)
@@ -186,6 +222,14 @@ def test_what_the_wire_cannot_carry_is_refused(make, message):
 
 def _generate_request(**given_options):
     defaults = dict(
-        prompt=None, session_id=None, model="", sampling=None, stop=None, logprobs=None, solver=None
+        prompt=None,
+        session_id=None,
+        model="",
+        sampling=None,
+        stop=None,
+        logprobs=None,
+        solver=None,
+        budget=None,
+        priority=None,
     )
     return _convert.generate_request(**(defaults | given_options))

@@ -10,7 +10,7 @@ from tests.server.calls import FLUSH, TIMEOUT_S, as_it_was, fails, to_input
 NAN = math.nan
 N_TOKEN = 4096
 TEXT = to_input("It was")
-Solver = common_pb2.SolverOptions
+Solver, Budget = common_pb2.SolverOptions, common_pb2.Budget
 
 
 SCORES = [
@@ -57,6 +57,20 @@ SCORES = [
         "solver.policy",
         "must be a BudgetPolicy, got 9",
     ),
+    *(
+        (
+            {"input": TEXT, "budget": Budget(max_time_s=value)},
+            "budget.max_time_s",
+            f"must be finite and above 0, got {value}",
+        )
+        for value in (0.0, -1.5, NAN, math.inf)
+    ),
+    (
+        {"input": TEXT, "budget": Budget(max_calls=0)},
+        "budget.max_calls",
+        "must be at least 1, got 0",
+    ),
+    ({"input": TEXT, "priority": 7}, "priority", "must be a Priority, got 7"),
     ({"candidates": [TEXT, to_input("")]}, "candidates[1].text", "must be non-empty text, got ''"),
     ({"candidates": [TEXT] * 257}, "candidates", "must be at most 256, got 257"),
     (
@@ -165,6 +179,8 @@ GENERATIONS = [
     ),
     ({"logprobs": 101}, "logprobs", "must be in [0, 100], got 101"),
     ({"solver": Solver(tol=-1)}, "solver.tol", "must be in (0, 1), got -1.0"),
+    ({"budget": Budget(max_calls=0)}, "budget.max_calls", "must be at least 1, got 0"),
+    ({"priority": 9}, "priority", "must be a Priority, got 9"),
 ]
 
 
@@ -334,8 +350,14 @@ class TestStreams:
         assert (view.position, view.busy) == (before + 4, False)
 
     def test_options(self, stubs):
-        told = fails(lambda: list(stubs.stream([], top_k=101, solver=Solver(tol=0))))
-        assert told.fields == ("config.top_k", "config.solver.tol")
+        bad = {"solver": Solver(tol=0), "budget": Budget(max_time_s=0), "priority": 8}
+        told = fails(lambda: list(stubs.stream([], top_k=101, **bad)))
+        assert told.fields == (
+            "config.top_k",
+            "config.solver.tol",
+            "config.budget.max_time_s",
+            "config.priority",
+        )
 
 
 def test_a_token_that_does_not_converge_fails_the_call_if_asked_to(stubs, session):

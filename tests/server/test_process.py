@@ -74,7 +74,7 @@ def test_a_signal_ends_it_in_an_orderly_way(tiny_models, number):
         process.process.send_signal(number)
     assert process.wait() == 0
     text = "".join(process.lines)
-    assert "loaded model tiny: 3,991 parameters, float32 on cpu, in" in text
+    assert "loaded model tiny: 3,991 parameters, float32 on cpu, solves begin at zeros, in" in text
     assert "stopped" in text
     assert "Traceback" not in text
 
