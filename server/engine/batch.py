@@ -149,7 +149,7 @@ class Batch:
         residual = seen.residual_rel.tolist()
         self._note(packing, residual)
         verdicts = self._judge(packing, options, residual)
-        accepted = self._store(packing, z, verdicts)
+        accepted = self._store(packing, verdicts)
         self._leave(scheduler, packing, verdicts)
         return accepted
 
@@ -230,21 +230,22 @@ class Batch:
                 measured = measured and converged
         return verdicts
 
-    def _store(self, packing: Packing, z: Tensor, verdicts: list["_Verdict"]) -> list[Accepted]:
+    def _store(self, packing: Packing, verdicts: list["_Verdict"]) -> list[Accepted]:
         if not verdicts:
             return []
-        device = z.device
+        device = self._injection.device
         at = torch.tensor([v.offset for v in verdicts], device=device)
         rows = packing.rows[at]
         work_rows, entries = packing.work_rows[at], packing.entries[at]
         best = self._solver.best(rows)
-        z_star = z[at]
+        # The call has told where to go next: that is nearer to the fixed point than where it was.
+        z_star = self._solver.propose(rows)
         if not all(v.converged for v in verdicts):
             converged = torch.tensor([v.converged for v in verdicts], device=device)
             z_star = torch.where(converged[:, None], z_star, best.z)
-            # What the work area holds for them is of the state that this call measured.
-            _, key, value = self._f.channels(z_star, self._injection[rows])
-            self._slab.write_keys(work_rows, entries, key, value)
+        # What the work area holds for them is of the state that this call measured.
+        _, key, value = self._f.channels(z_star, self._injection[rows])
+        self._slab.write_keys(work_rows, entries, key, value)
         self._slab.write_states(work_rows, entries, z_star)
         accepted = []
         for i, (verdict, least) in enumerate(
