@@ -140,7 +140,7 @@ class Batch:
         Returns:
             The accepted tokens, each sequence's in order.
         """
-        packing = self._packing_of([s for s in scheduler.running if s.active])
+        packing = self._packing_of(list(scheduler.active))
         rough = self._choose(packing, options)
         z = self._solver.propose(packing.rows)
         f_z = self._call(packing, z, rough)

@@ -9,7 +9,7 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
+from collections import Counter
 
 import torch
 
@@ -19,13 +19,13 @@ from deq_model.prepared_softmax import PreparedLogSoftmax
 from deq_model.products import Format, has_kernel
 from deq_model.solvers.options import Method
 from deq_model.warm_start import WarmStart
+from server.engine.admission import Admission, Places
 from server.engine.batch import Batch
 from server.engine.errors import (
     Cancelled,
     DeadlineExceeded,
     EngineFailed,
     EngineStopped,
-    QueueFull,
 )
 from server.engine.jobs import JobRunner
 from server.engine.observer import Observer
@@ -129,8 +129,10 @@ class Engine:
         )
         self._observer = observer
         self._wake = threading.Condition()
-        self._waiting: deque[Work] = deque()
-        self._waiting_tokens = 0
+        self._waiting = Admission(
+            max_queue=limits.max_queue, max_queue_tokens=limits.max_queue_tokens
+        )
+        self._places = Places(limits.max_running)
         self._running: list[Work] = []
         self._cancelled: set[str] = set()
         self._accepting = False
@@ -172,29 +174,14 @@ class Engine:
         Raises:
             EngineStopped: the engine takes no jobs.
             QueueFull: too many jobs or tokens are waiting.
+            InvalidRequest: there is no such priority.
         """
         work = Work(job, time.monotonic())
         with self._wake:
             if not self._accepting:
                 raise EngineStopped(f"model {self.name!r} takes no requests: it is not running")
-            self._check_queue(work)
-            self._waiting.append(work)
-            self._waiting_tokens += work.size
+            self._waiting.put(work)
             self._wake.notify()
-
-    def _check_queue(self, work: Work) -> None:
-        limits = self.limits
-        if len(self._waiting) >= limits.max_queue:
-            raise QueueFull(
-                f"waiting requests must be at most {limits.max_queue}, and that many are",
-                retry_after_s=1.0,
-            )
-        if self._waiting and self._waiting_tokens + work.size > limits.max_queue_tokens:
-            raise QueueFull(
-                f"waiting tokens must be at most {limits.max_queue_tokens}, "
-                f"got {self._waiting_tokens} and {work.size} more",
-                retry_after_s=1.0,
-            )
 
     def cancel(self, job_id: str) -> None:
         """Ends a job at the next turn with ``Failed(Cancelled)``; unknown ids are ignored."""
@@ -213,7 +200,7 @@ class Engine:
     def snapshot(self) -> EngineSnapshot:
         """Gauges, as of now."""
         with self._wake:
-            waiting, tokens = len(self._waiting), self._waiting_tokens
+            waiting, tokens = len(self._waiting), self._waiting.tokens
             running = len(self._running)
         used = self._slots.used
         return EngineSnapshot(
@@ -300,11 +287,15 @@ class Engine:
 
     def _begin_next(self) -> bool:
         with self._wake:
-            # A job whose candidates wait holds memory, but no room: it counts all the same.
-            if not self._waiting or len(self._running) >= self.limits.max_running:
+            # A job whose candidates wait holds memory, but no place: it counts all the same.
+            begun = Counter(work.job.owner for work in self._running)
+            work = self._waiting.take(
+                lambda owner: (
+                    self._places.open_to(owner, begun) and self._runner.has_room_for(owner)
+                )
+            )
+            if work is None:
                 return False
-            work = self._waiting.popleft()
-            self._waiting_tokens -= work.size
             self._running.append(work)
         self._runner.begin(work)
         return True
@@ -312,10 +303,7 @@ class Engine:
     def _forget_finished(self) -> None:
         with self._wake:
             self._running = [work for work in self._running if not work.finished]
-            kept = [work for work in self._waiting if not work.finished]
-            if len(kept) != len(self._waiting):
-                self._waiting = deque(kept)
-                self._waiting_tokens = sum(work.size for work in kept)
+            self._waiting.drop_finished()
             if not self._waiting and not self._running:
                 self._wake.notify_all()
 

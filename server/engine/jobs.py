@@ -2,13 +2,13 @@
 
 import logging
 import time
-from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
 from dataclasses import replace
 
 from deq_model.adaptive_softmax import ClusteredLogSoftmax
+from server.engine.admission import Places
 from server.engine.batch import Accepted, Batch
 from server.engine.errors import Cancelled, EngineError, EngineFailed, NotConverged
 from server.engine.observer import Observer, Unobserved
@@ -64,13 +64,18 @@ class JobRunner:
         self._eos_id = eos_id
         self._runs: dict[Sequence, Run] = {}
         self._predictions: list[Prediction] = []
-        self._with_candidates: deque[Work] = deque()
+        self._with_candidates: list[Work] = []
+        self._places = Places(scheduler.max_running)
         self._call_s = 0.0
 
     @property
     def has_room(self) -> bool:
-        """Whether another job may begin."""
+        """Whether another sequence may run."""
         return self._scheduler.has_room
+
+    def has_room_for(self, owner: str) -> bool:
+        """Whether another sequence of an owner may run."""
+        return self._places.open_to(owner, self._scheduler.running_of)
 
     def begin(self, work: Work) -> None:
         """Gives a job its memory and its first rows."""
@@ -112,21 +117,23 @@ class JobRunner:
 
     def start_candidate(self) -> bool:
         """Starts one candidate of the job whose turn it is; False when none may start."""
+        self._with_candidates = [work for work in self._with_candidates if not work.finished]
         running = sum(run.candidate is not None for run in self._runs.values())
-        if running >= self._scheduler.most_candidates:
+        if running >= self._places.for_candidates:
             return False
-        while self._with_candidates:
-            work = self._with_candidates.popleft()
-            if work.finished:
-                continue
-            with self._alone(work):
-                assert isinstance(work.job, ScoreJob)
-                index = work.waiting_candidates.popleft()
-                self._start_run(work, work.job.candidates[index], candidate=index)
-                if work.waiting_candidates:
-                    self._with_candidates.append(work)
-            return True
-        return False
+        may_run = [w for w in self._with_candidates if self.has_room_for(w.job.owner)]
+        if not may_run:
+            return False
+        # The owner with the fewest places, and of its jobs the one that had its turn longest ago.
+        work = min(may_run, key=lambda work: self._scheduler.running_of[work.job.owner])
+        self._with_candidates.remove(work)
+        with self._alone(work):
+            assert isinstance(work.job, ScoreJob)
+            index = work.waiting_candidates.popleft()
+            self._start_run(work, work.job.candidates[index], candidate=index)
+            if work.waiting_candidates:
+                self._with_candidates.append(work)
+        return True
 
     def _start_run(self, work: Work, tokens: Seq[int], *, candidate: int | None = None) -> Run:
         """A run over ``tokens`` in a row of its own, continuing the job's base."""
@@ -134,7 +141,15 @@ class JobRunner:
         assert row is not None, "there is a row for every sequence that may run"
         inputs = list(tokens) if base is not None else [self._eos_id, *tokens]
         targets = [*tokens[1:], None] if base is not None else [*tokens, None]
-        sequence = Sequence(slot=row, start=0, inputs=inputs)
+        sequence = Sequence(
+            slot=row,
+            start=0,
+            inputs=inputs,
+            owner=work.job.owner,
+            request=work.job.job_id,
+            priority=work.job.priority,
+            draws=isinstance(work.job, GenerateJob),
+        )
         run = Run(work, sequence, targets[: len(inputs)], candidate=candidate)
         # Known before anything can break: ending the job then gives the row back.
         work.runs.append(run)
@@ -169,7 +184,7 @@ class JobRunner:
 
     def _solve(self) -> None:
         begun = time.perf_counter()
-        running = [s for s in self._scheduler.running if s.rows]
+        running = self._scheduler.active
         rows = self._scheduler.active_rows
         for work in {self._runs[s].work for s in running}:
             self._count_call(work)

@@ -1,15 +1,26 @@
 """Who gets which rows of the next call of f. Pure bookkeeping: no torch, no clock.
 
 A sequence is one run of tokens in one slot of memory. Its tokens are solved from left to right in
-a window: *entered* tokens have a row in every call until they are *accepted*, and they are
-accepted in order.
+a window: a token that has *entered* holds a row of the solver until it is *accepted*, and tokens
+are accepted in order. In each call a first part of the window is *active*; the rest rests.
 """
 
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Hashable
 from dataclasses import dataclass, field
+from itertools import islice
+
+from server.engine.costs import CostCurve
+from server.engine.fair import PRIORITY_WEIGHTS, Group, Sharer
 
 STALL_CALLS = 16
 """A sequence with no token accepted in this many calls goes on with its first one alone."""
+
+STREAM_SLOWDOWN = 1.8
+"""How much longer a call may take than with the rows of streams alone.
+
+What the user sees is to be at most twice: the rest is for what a call does beside f.
+"""
 
 
 @dataclass(slots=True, eq=False)
@@ -20,27 +31,34 @@ class Sequence:
         slot: of its memory.
         start: position of ``inputs[0]`` in the history.
         inputs: tokens to solve; a generation appends to it.
-        accepted: how many of them are done.
+        owner: whose it is.
+        request: which of the owner's requests it belongs to.
+        priority: of the request, an index of ``PRIORITY_WEIGHTS``.
+        draws: whether its last token is waited for, to draw the next one.
+        accepted: how many of the tokens are done.
         rows: solver rows of the tokens in the window, ``inputs[accepted : accepted + len(rows)]``.
-        stalled_calls: calls of f since a token of it was last accepted.
+        granted: how many of the rows take part in the next call.
+        begun: whether it had a row in a call.
+        stalled_calls: calls of f with rows of it since a token of it was last accepted.
     """
 
     slot: int
     start: int
     inputs: list[int]
+    owner: str = ""
+    request: Hashable = ""
+    priority: int = 1
+    draws: bool = False
     accepted: int = 0
     rows: deque[int] = field(default_factory=deque)
+    granted: int = 0
+    begun: bool = False
     stalled_calls: int = 0
 
     @property
     def active(self) -> list[int]:
-        """Rows that take part in the next call.
-
-        While the first token stalls, calls on later ones are wasted: they would only spend their
-        budget on a history that is still wrong. So they rest, and keep what they have learned.
-        """
-        rows = list(self.rows)
-        return rows[:1] if self.stalled_calls >= STALL_CALLS else rows
+        """Rows that take part in the next call: the first ones of the window."""
+        return list(islice(self.rows, self.granted))
 
     @property
     def entered(self) -> int:
@@ -53,9 +71,19 @@ class Sequence:
         return len(self.inputs) - self.entered
 
     @property
+    def left(self) -> int:
+        """Tokens that are not done."""
+        return len(self.inputs) - self.accepted
+
+    @property
     def done(self) -> bool:
         """Whether every input is accepted."""
-        return self.accepted == len(self.inputs)
+        return not self.left
+
+    @property
+    def interactive(self) -> bool:
+        """Whether somebody waits for its next token: one row wide, however many are free."""
+        return self.draws and self.left == 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +98,41 @@ class Entry:
 class Scheduler:
     """Shares the rows of a call of f among the running sequences.
 
-    Every running sequence with a token to solve has a row in every call. What is left is given out
-    in turn, one row at a time, until windows or the call are full. One row is kept for each
-    sequence that may yet join, so that a new request is part of the next call.
+    Spoken for are one row of every sequence that is ``interactive``, and one of every sequence
+    that is new: it takes part in the first call after it came. The other rows go, one at a time,
+    to the owner that has had least, there to its request that has had least, there to the sequence
+    that has, all by the weights of their priorities (``fair.py``). So windows are wide when a
+    request is alone and narrow when others fill the call.
+
+    A call has at least one row that is not spoken for, if anybody wants it, so nobody waits for
+    ever: at most for as many calls as the product, over owners, requests and sequences, of
+    ``n · (2 + w)``, for n of them and w the largest weight over the own.
+
+    A row that rests stays with its token. Each sequence that may yet join is kept a row.
     """
 
-    def __init__(self, *, max_batch_tokens: int, max_running: int, window: int) -> None:
+    def __init__(
+        self,
+        *,
+        max_batch_tokens: int,
+        max_running: int,
+        window: int,
+        max_rows: int | None = None,
+        costs: CostCurve | None = None,
+    ) -> None:
         """Takes the sizes of a call of f.
 
+        Args:
+            max_batch_tokens: most rows of a call.
+            max_running: most sequences.
+            window: most rows of a sequence.
+            max_rows: rows that the solver has, resting ones included; None for
+                ``max_batch_tokens``.
+            costs: see ``costs``.
+
         Raises:
-            ValueError: the running sequences could not have a row each.
+            ValueError: the running sequences could not have a row each, or there are fewer rows
+                than a call may have.
         """
         if not 1 <= max_running <= max_batch_tokens:
             raise ValueError(
@@ -88,10 +141,28 @@ class Scheduler:
             )
         if window < 1:
             raise ValueError(f"window must be at least 1, got {window}")
-        self._max_running = max_running
-        self._window = window
-        self._free_rows = list(range(max_batch_tokens - 1, -1, -1))
-        self._running: deque[Sequence] = deque()
+        if max_rows is None:
+            max_rows = max_batch_tokens
+        if max_rows < max_batch_tokens:
+            raise ValueError(
+                f"max_rows must be at least max_batch_tokens = {max_batch_tokens}, got {max_rows}"
+            )
+        self._most, self._max_running, self._window = max_batch_tokens, max_running, window
+        self._free_rows = list(range(max_rows - 1, -1, -1))
+        self._running: dict[Sequence, Sharer] = {}
+        self._owned: Counter[str] = Counter()
+        self._owners = Group()
+        self.costs = costs
+
+    @property
+    def costs(self) -> CostCurve | None:
+        """What a call costs. None, until it is known: calls are filled and may take any time."""
+        return self._costs
+
+    @costs.setter
+    def costs(self, costs: CostCurve | None) -> None:
+        self._costs = costs
+        self._best_rows = self._most if costs is None else min(self._most, costs.best_rows())
 
     @property
     def running(self) -> tuple[Sequence, ...]:
@@ -99,50 +170,107 @@ class Scheduler:
         return tuple(self._running)
 
     @property
+    def active(self) -> tuple[Sequence, ...]:
+        """Those of them that have a row in the next call."""
+        return tuple(sequence for sequence in self._running if sequence.granted)
+
+    @property
+    def active_rows(self) -> int:
+        """Rows of the next call."""
+        return sum(sequence.granted for sequence in self._running)
+
+    @property
+    def max_running(self) -> int:
+        """Most sequences."""
+        return self._max_running
+
+    @property
     def has_room(self) -> bool:
         """Whether one more sequence may run."""
         return len(self._running) < self._max_running
 
     @property
-    def most_candidates(self) -> int:
-        """How many candidates may run: with a quarter of the room others need not wait for them."""
-        return self._max_running - self._max_running // 4
-
-    @property
-    def active_rows(self) -> int:
-        """Rows of the next call, before new ones enter."""
-        return sum(len(sequence.active) for sequence in self._running)
+    def running_of(self) -> Counter[str]:
+        """How many sequences run, by owner."""
+        return self._owned
 
     def add(self, sequence: Sequence) -> None:
         """Lets a sequence run; there must be room."""
         assert self.has_room, "no room for one more sequence"
-        self._running.append(sequence)
+        weight = PRIORITY_WEIGHTS[sequence.priority]
+        owner = self._owners.group(sequence.owner, weight)
+        request = owner.group(sequence.request, weight)
+        self._running[sequence] = request.join(sequence, weight)
+        self._owned[sequence.owner] += 1
 
     def remove(self, sequence: Sequence) -> None:
         """Takes a sequence out and frees its rows."""
-        self._running.remove(sequence)
+        del self._running[sequence]
+        self._owners.leave(sequence.owner, sequence.request, sequence)
+        self._owned -= Counter([sequence.owner])
         self._free_rows.extend(sequence.rows)
         sequence.rows.clear()
+        sequence.granted = 0
 
     def enter(self) -> list[Entry]:
-        """Gives out rows for the next call; the entries are in the order of their tokens."""
-        entries = [
-            self._enter(sequence)
-            for sequence in self._running
-            if not sequence.rows and sequence.waiting
-        ]
-        spare = len(self._free_rows) - (self._max_running - len(self._running))
-        spare -= sum(1 for s in self._running if not s.rows)
-        while spare > 0:
-            turn = [s for s in self._running if s.waiting and len(s.rows) < self._window]
-            if not turn:
-                break
-            for sequence in turn[:spare]:
-                entries.append(self._enter(sequence))
-            spare -= len(turn[:spare])
-        # Who is first in line for spare rows changes from call to call.
-        self._running.rotate(-1)
+        """Gives out the rows of the next call.
+
+        Returns:
+            The tokens that enter for it, those of a sequence in their order.
+        """
+        self._grant()
+        wanting = [sequence for sequence in self._running if sequence.granted]
+        # The first rows go first: they are kept for them, and others must not take them.
+        entries = [self._enter(sequence) for sequence in wanting if not sequence.rows]
+        spare = self._spare_rows()
+        for sequence in wanting:
+            missing = min(sequence.granted - len(sequence.rows), spare)
+            entries += [self._enter(sequence) for _ in range(missing)]
+            spare -= max(0, missing)
+            sequence.granted = min(sequence.granted, len(sequence.rows))
+            sequence.begun = True
         return entries
+
+    def _grant(self) -> None:
+        wanted = {sequence: self._wanted(sequence) for sequence in self._running}
+        spoken = {sequence: int(_is_spoken_for(sequence)) for sequence in self._running}
+        for sequence, sharer in self._running.items():
+            sharer.want = wanted[sequence] - spoken[sequence]
+        self._owners.gather()
+        rows = self._rows_of_call(sum(spoken.values()), sum(map(bool, wanted.values())))
+        self._owners.divide(min(self._owners.want, rows - sum(spoken.values())))
+        for sequence, sharer in self._running.items():
+            sequence.granted = spoken[sequence] + sharer.given
+
+    def _wanted(self, sequence: Sequence) -> int:
+        """Rows that a sequence has a use for.
+
+        While its first token stalls, calls on later ones are wasted: they would only spend their
+        budget on a history that is still wrong. So they rest, and keep what they have learned.
+        """
+        if sequence.stalled_calls >= STALL_CALLS:
+            return min(1, sequence.left)
+        return min(self._window, sequence.left)
+
+    def _rows_of_call(self, spoken: int, wanting: int) -> int:
+        """How many rows the next call may have.
+
+        As many as are worth their time, one for each sequence, and no more than streams bear. Rows
+        that are spoken for are there in any case, and one for those who wait.
+        """
+        rows = self._best_rows
+        if self._costs is not None:
+            rows = max(rows, wanting)
+            streams = sum(sequence.interactive for sequence in self._running)
+            if streams:
+                bearable = STREAM_SLOWDOWN * self._costs.seconds(streams)
+                rows = min(rows, self._costs.within(bearable))
+        return min(self._most, max(rows, spoken + int(wanting > spoken)))
+
+    def _spare_rows(self) -> int:
+        """Free rows beyond one for each sequence that has none, or may yet join."""
+        without = sum(1 for sequence in self._running if not sequence.rows)
+        return len(self._free_rows) - without - (self._max_running - len(self._running))
 
     def _enter(self, sequence: Sequence) -> Entry:
         row = self._free_rows.pop()
@@ -152,8 +280,13 @@ class Scheduler:
 
     def accept(self, sequence: Sequence, count: int) -> None:
         """After a call of f: the first ``count`` tokens of the window are done and leave it."""
-        assert count <= len(sequence.rows), "more tokens accepted than are in the window"
+        assert count <= sequence.granted, "more tokens accepted than were in the call"
         for _ in range(count):
             self._free_rows.append(sequence.rows.popleft())
         sequence.accepted += count
+        sequence.granted -= count
         sequence.stalled_calls = 0 if count else sequence.stalled_calls + 1
+
+
+def _is_spoken_for(sequence: Sequence) -> bool:
+    return bool(sequence.left) and (sequence.interactive or not sequence.begun)
