@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from server.engine.types import EngineLimits, Policy, Solve
 
-DTypeName = Literal["auto", "float32", "bfloat16"]
+DTypeName = Literal["auto", "float32", "float16", "bfloat16"]
+EarlyDType = Literal["auto", "none", "int8"]
 WarmStartUse = Literal["auto", "off"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -115,7 +116,8 @@ class ServerConfig:
         metrics_host: address to listen on, for metrics.
         metrics_port: TCP port for metrics; 0 takes a free one, -1 turns metrics off.
         device: where models run: cpu, cuda or cuda:N.
-        dtype: number format of the weights; auto is bfloat16 on cuda and float32 on cpu.
+        dtype: number format of the weights; auto is bfloat16 on cuda and float16 on cpu, where states and sums are in float32 all the same.
+        early_dtype: number format of the feed-forward's weights while a token is far from its fixed point; int8 is for CPUs with AVX-512, auto takes it where that pays, none never.
         threads: CPU threads of one tensor operation; 0 leaves the choice to torch.
         max_batch_tokens: most tokens in one call of f.
         max_running: most sequences solved together.
@@ -133,7 +135,7 @@ class ServerConfig:
         max_stop_string_bytes: longest stop string, in bytes of UTF-8.
         max_message_bytes: longest message on the wire, in bytes.
         max_nfe: largest budget of calls of f on one token that a request may ask for.
-        tol: relative residual at which a token is accepted, when a request does not say; 0 is 0.001 with float32 and 0.005 with bfloat16, whose rounding keeps residuals above 0.004.
+        tol: relative residual at which a token is accepted, when a request does not say; 0 is 0.003, and 0.005 with bfloat16, whose rounding keeps residuals above 0.004.
         default_max_nfe: calls of f on one token, when a request does not say.
         policy: what happens at that budget, when a request does not say.
         overload_tol: tolerance to which tokens are loosened while more requests wait than overload_queue; 0 never loosens any.
@@ -153,6 +155,7 @@ class ServerConfig:
     metrics_port: int = 9464
     device: str = "cpu"
     dtype: DTypeName = "auto"
+    early_dtype: EarlyDType = "auto"
     threads: int = 0
     max_batch_tokens: int = 512
     max_running: int = 32
@@ -240,15 +243,15 @@ class ServerConfig:
     @property
     def default_solve(self) -> Solve:
         """Solver options where neither request nor session names one."""
-        tol = self.tol or (5e-3 if self.uses_bfloat16 else 1e-3)
+        tol = self.tol or (5e-3 if self.number_format == "bfloat16" else 3e-3)
         return Solve(tol=tol, max_nfe=self.default_max_nfe, policy=self.policy)
 
     @property
-    def uses_bfloat16(self) -> bool:
-        """Whether matrix products are in bfloat16."""
+    def number_format(self) -> Literal["float32", "float16", "bfloat16"]:
+        """Of the weights, as asked for or as it suits the device."""
         if self.dtype == "auto":
-            return self.device.startswith("cuda")
-        return self.dtype == "bfloat16"
+            return "bfloat16" if self.device.startswith("cuda") else "float16"
+        return self.dtype
 
     def _named_as(self, kind: type[EngineLimits] | type[RequestLimits]) -> dict[str, Any]:
         """The fields that ``kind`` has as well."""

@@ -7,14 +7,20 @@ from collections.abc import Callable
 import torch
 
 from deq_model.checkpoint import load_checkpoint
+from deq_model.config import ModelConfig
 from deq_model.devices import find_device
 from deq_model.errors import CheckpointError
+from deq_model.feed_forward import has_int8
+from deq_model.products import has_kernel
 from deq_model.warm_start import load_warm_start
 from server.config import ModelSource, ServerConfig, ServerConfigError
 from server.engine.engine import Engine
 from server.engine.observer import Observer
 
 _log = logging.getLogger(__name__)
+
+_LEAST_INT8_WEIGHTS = 1 << 22
+"""Of the feed-forward: with fewer, products take no longer in the accurate format."""
 
 Loader = Callable[[ModelSource, ServerConfig, Observer], Engine]
 """Makes a warm engine; blocks while it does."""
@@ -31,7 +37,7 @@ def load_engine(source: ModelSource, config: ServerConfig, observer: Observer) -
     """
     began = time.monotonic()
     device = find_device(config.device)
-    dtype = pick_dtype(config)
+    dtype = pick_dtype(config, device)
     # Folding the weights is done in their own precision; the engine casts afterwards.
     checkpoint = load_checkpoint(source.path, device=device)
     if checkpoint.tokenizer is None:
@@ -50,7 +56,9 @@ def load_engine(source: ModelSource, config: ServerConfig, observer: Observer) -
             limits=config.engine_limits,
             observer=observer,
             warm_start=warm_start,
+            early_int8=pick_early(config, device, checkpoint.config),
         )
+        engine.measure_calls()
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -61,10 +69,11 @@ def load_engine(source: ModelSource, config: ServerConfig, observer: Observer) -
         ) from error
     engine.start()
     _log.info(
-        "loaded model %s: %s parameters, %s on %s, solves begin at %s, in %.1f s",
+        "loaded model %s: %s parameters, %s%s on %s, solves begin at %s, in %.1f s",
         source.name,
         f"{engine.n_parameters:,}",
         str(dtype).removeprefix("torch."),
+        " after int8" if engine.early_int8 else "",
         device,
         "zeros" if warm_start is None else f"a {warm_start.kind} map's states",
         time.monotonic() - began,
@@ -80,6 +89,29 @@ def _is_out_of_memory(error: Exception) -> bool:
     return "allocate memory" in text or "overflow" in text
 
 
-def pick_dtype(config: ServerConfig) -> torch.dtype:
-    """The number format that the configuration asks for."""
-    return torch.bfloat16 if config.uses_bfloat16 else torch.float32
+def pick_dtype(config: ServerConfig, device: torch.device) -> torch.dtype:
+    """The number format that the configuration asks for, if this machine can do it."""
+    if config.number_format == "bfloat16":
+        return torch.bfloat16
+    if config.number_format == "float32":
+        return torch.float32
+    if has_kernel("float16", device):
+        return torch.float16
+    if config.dtype == "float16":
+        _log.warning("this CPU has no products with float16 weights, they are float32")
+    return torch.float32
+
+
+def pick_early(config: ServerConfig, device: torch.device, model: ModelConfig) -> bool:
+    """Whether early calls of f may be in 8 bits.
+
+    Raises:
+        ServerConfigError: they must be, and this machine cannot.
+    """
+    can = has_int8(device.type)
+    if config.early_dtype == "int8" and not can:
+        raise ServerConfigError(
+            f"early_dtype must be none or auto on {device}: int8 needs a CPU with AVX-512"
+        )
+    large = 2 * model.d_model * model.d_inner >= _LEAST_INT8_WEIGHTS
+    return can and (config.early_dtype == "int8" or (config.early_dtype == "auto" and large))

@@ -22,6 +22,7 @@ from server.engine.precision import MOST_ROUGH, SWITCH, Costs, rough_rows
 from server.engine.scheduler import Entry, Scheduler, Sequence
 from server.engine.slab import Slab
 from server.engine.starts import first_states
+from server.engine.timing import product_costs
 from server.engine.types import Solve, Solved
 
 
@@ -113,6 +114,15 @@ class Batch:
     def starts_warm(self) -> bool:
         """Whether solves begin at fitted first states."""
         return self._warm_start is not None
+
+    def measure_feed_forward(self) -> None:
+        """Times it in both formats, if there are two: until then all rows are accurate."""
+        if self._rough is not None:
+            sample = torch.randn(len(self._rows), self._f.config.d_model)
+            self._costs = Costs(
+                accurate=product_costs(self._f.feed_forward, sample),
+                rough=product_costs(self._rough, sample),
+            )
 
     def enter(self, entries: Seq[Entry]) -> None:
         """Starts the solves of tokens that enter."""

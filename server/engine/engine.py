@@ -33,6 +33,7 @@ from server.engine.scheduler import Scheduler
 from server.engine.sessions import SessionTable
 from server.engine.slab import Slab
 from server.engine.slots import SlotPool
+from server.engine.timing import call_costs
 from server.engine.types import EngineLimits, EngineSnapshot, Event, Failed, Job, ScoreJob
 from server.engine.work import Work
 
@@ -62,6 +63,7 @@ class Engine:
         limits: EngineLimits,
         observer: Observer | None = None,
         warm_start: WarmStart | None = None,
+        early_int8: bool = False,
     ) -> None:
         """Takes the checkpoint over: its weights are folded, cast and moved.
 
@@ -73,6 +75,8 @@ class Engine:
             limits: sizes.
             observer: told about every call of f, once the engine is warm.
             warm_start: map to first states, fitted for this checkpoint; None for zeros.
+            early_int8: compute the feed-forward in 8 bits for rows far from their fixed point,
+                where ``measure_calls`` finds that it pays.
 
         Raises:
             CheckpointError: the checkpoint has no tokenizer.
@@ -85,7 +89,7 @@ class Engine:
         self.config, self.tokenizer = checkpoint.config, checkpoint.tokenizer
         self.fingerprint = checkpoint.fingerprint
         self.n_parameters = model.n_parameters()
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.early_int8 = device, dtype, early_int8
         weights = model.f.fold().detach()
         del model.f  # the folded weights replace it
         # Each job may hold its base beside what sessions hold, and one may be about to be held.
@@ -109,17 +113,19 @@ class Engine:
             max_running=limits.max_running,
             window=window,
         )
+        self._batch = Batch(
+            model,
+            weights,
+            self._slab,
+            max_rows=limits.max_batch_tokens,
+            form=_FORMS[dtype],
+            rough=early_int8,
+            method=self.solver,
+            warm_start=None if warm_start is None else warm_start.to(device, dtype),
+        )
         self._runner = JobRunner(
             softmax=PreparedLogSoftmax(model.softmax, _softmax_form(dtype, device)),
-            batch=Batch(
-                model,
-                weights,
-                self._slab,
-                max_rows=limits.max_batch_tokens,
-                form=_FORMS[dtype],
-                method=self.solver,
-                warm_start=None if warm_start is None else warm_start.to(device, dtype),
-            ),
+            batch=self._batch,
             slab=self._slab,
             rows=self._rows,
             slots=self._slots,
@@ -149,6 +155,12 @@ class Engine:
     def alive(self) -> bool:
         """Whether the thread runs."""
         return self._thread.is_alive()
+
+    def measure_calls(self) -> None:
+        """Times calls of f of several sizes, by which rows are given out; before ``start``."""
+        with torch.inference_mode():
+            self._batch.measure_feed_forward()
+            self._scheduler.costs = call_costs(self._batch, self._slab, self.limits)
 
     def start(self) -> None:
         """Starts the thread, solves a first text to warm up, then takes jobs.

@@ -4,24 +4,23 @@ The accurate f decides the fixed point: a row that is far from it may be compute
 is faster for many rows, but it is never accepted by such a call.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from server.engine.costs import CostCurve
 
 SWITCH = 3e-2
 """Relative residual at which a row has seen enough of the rough f, whose own error is near it."""
 MOST_ROUGH = 12
 """Rough calls on one row; after that it is taken to be stuck at the rough f's error."""
 
-Seconds = Callable[[int], float]
-"""What the feed-forward of so many rows takes."""
-
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Seconds of the feed-forward by rows, accurate and rough."""
+    """Of the feed-forward, accurate and rough."""
 
-    accurate: Seconds
-    rough: Seconds
+    accurate: CostCurve
+    rough: CostCurve
 
 
 def rough_rows(wishes: Sequence[bool], costs: Costs) -> list[int]:
@@ -37,6 +36,5 @@ def rough_rows(wishes: Sequence[bool], costs: Costs) -> list[int]:
     may = [i for i, wish in enumerate(wishes) if wish]
     if not may:
         return []
-    others = len(wishes) - len(may)
-    mixed = costs.rough(len(may)) + (costs.accurate(others) if others else 0.0)
-    return may if mixed < costs.accurate(len(wishes)) else []
+    mixed = costs.rough.seconds(len(may)) + costs.accurate.seconds(len(wishes) - len(may))
+    return may if mixed < costs.accurate.seconds(len(wishes)) else []
