@@ -37,7 +37,8 @@ def call_costs(batch: "Batch", slab: Slab, limits: EngineLimits) -> CostCurve:
 
 
 def _curve(most: int, seconds: Callable[[int], float]) -> CostCurve:
-    points, rows = [], 1
+    points: list[tuple[int, float]] = []
+    rows = 1
     while not points or (rows <= most and points[-1][1] < LONGEST_S):
         points.append((rows, seconds(rows)))
         rows *= 2

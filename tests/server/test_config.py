@@ -76,7 +76,7 @@ def test_help_tells_every_field_with_default_and_variable(capsys):
         (["--prot", "1"], "unknown option --prot; did you mean --port?"),
         (["--port", "x"], "--port must be a whole number, got x"),
         (["--port", "70000"], "port must be in [0, 65535], got 70000"),
-        (["--dtype", "int4"], "--dtype must be auto, float32 or bfloat16, got int4"),
+        (["--dtype", "int4"], "--dtype must be auto, float32, float16 or bfloat16, got int4"),
         (["--model"], "argument --model: expected one argument"),
         (["--config", "no"], "cannot read no: No such file or directory"),
     ],
@@ -168,10 +168,10 @@ def test_the_parts_take_their_fields():
 @pytest.mark.parametrize(
     ("changes", "tol"),
     [
-        ({}, 1e-3),
+        ({}, 3e-3),
         ({"dtype": "bfloat16"}, 5e-3),
         ({"device": "cuda:1"}, 5e-3),
-        ({"device": "cuda", "dtype": "float32"}, 1e-3),
+        ({"device": "cuda", "dtype": "float32"}, 3e-3),
         ({"dtype": "bfloat16", "tol": 0.02}, 0.02),
     ],
 )

@@ -20,7 +20,7 @@ def test_a_new_session(stubs):
     assert view.create_time.ToNanoseconds() / 1e9 == pytest.approx(now, abs=10)
     expires_s = view.expire_time.ToNanoseconds() - view.last_used_time.ToNanoseconds()
     assert expires_s / 1e9 == pytest.approx(60, abs=1e-3)
-    assert (view.ttl_s, view.solver.max_nfe, view.solver.tol) == (60, 7, 1e-3)
+    assert (view.ttl_s, view.solver.max_nfe, view.solver.tol) == (60, 7, 3e-3)
     assert view.solver.policy == common_pb2.BUDGET_POLICY_BEST_EFFORT
     assert stubs.get(view.session_id) == view
     stubs.delete(view.session_id)
@@ -78,7 +78,8 @@ def test_models(stubs):
     assert words.tokenizer == model_pb2.TOKENIZER_KIND_WORD
     assert models[0].tokenizer == model_pb2.TOKENIZER_KIND_SENTENCEPIECE
     assert (words.vocab_size, words.architecture.n_token, words.eos_id) == (22, 22, 0)
-    assert (words.context, words.dtype, words.device) == (32, "float32", "cpu")
+    assert (words.context, words.device) == (32, "cpu")
+    assert words.dtype in ("float16", "float32")  # as the CPU has products for it
     assert list(words.architecture.cutoffs) == [8]
     assert words.default_solver.max_nfe == 100
     assert words.limits.max_nfe == 1000
