@@ -21,6 +21,7 @@ from deq_model.solvers.options import Method
 from deq_model.warm_start import WarmStart
 from server.engine.admission import Admission, Places
 from server.engine.batch import Batch
+from server.engine.costs import CostCurve
 from server.engine.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -62,6 +63,7 @@ class Engine:
         limits: EngineLimits,
         observer: Observer | None = None,
         warm_start: WarmStart | None = None,
+        costs: CostCurve | None = None,
     ) -> None:
         """Takes the checkpoint over: its weights are folded, cast and moved.
 
@@ -73,6 +75,7 @@ class Engine:
             limits: sizes.
             observer: told about every call of f, once the engine is warm.
             warm_start: map to first states, fitted for this checkpoint; None for zeros.
+            costs: what a call of f takes by its rows; None fills calls, whatever time they take.
 
         Raises:
             CheckpointError: the checkpoint has no tokenizer.
@@ -108,6 +111,7 @@ class Engine:
             max_batch_tokens=limits.max_batch_tokens,
             max_running=limits.max_running,
             window=window,
+            costs=costs,
         )
         self._runner = JobRunner(
             softmax=PreparedLogSoftmax(model.softmax, _softmax_form(dtype, device)),
