@@ -119,12 +119,12 @@ class ServerConfig:
         dtype: number format of the weights; auto is bfloat16 on cuda and float16 on cpu, where states and sums are in float32 all the same.
         early_dtype: number format of the feed-forward's weights while a token is far from its fixed point; int8 is for CPUs with AVX-512, auto takes it where that pays, none never.
         threads: CPU threads of one tensor operation; 0 leaves the choice to torch.
-        max_batch_tokens: most tokens in one call of f.
-        max_running: most sequences solved together.
+        max_batch_tokens: most tokens in one call of f; fewer take part where that is quicker, or where streams of generated tokens would have to wait.
+        max_running: most sequences solved together, each with working memory of its own; a quarter is kept for owners that have none running.
         max_queue: most requests that may wait.
         max_queue_tokens: most tokens that may wait.
         max_sessions: most sessions of one model.
-        window: most tokens of one sequence in a call of f.
+        window: most tokens of one sequence in a call of f; fewer take part while others fill it.
         max_text_bytes: longest text of one input, in bytes of UTF-8.
         max_score_tokens: most tokens of one Score call, prompt or stream message.
         max_tokens: most tokens one Generate call may ask for.
@@ -158,11 +158,11 @@ class ServerConfig:
     early_dtype: EarlyDType = "auto"
     threads: int = 0
     max_batch_tokens: int = 512
-    max_running: int = 32
+    max_running: int = 64
     max_queue: int = 256
     max_queue_tokens: int = 1_000_000
     max_sessions: int = 256
-    window: int = 32
+    window: int = 64
     max_text_bytes: int = 1 << 20
     max_score_tokens: int = 100_000
     max_tokens: int = 4096

@@ -1,6 +1,7 @@
 """What a call of f costs by its rows, and how many rows pay best. No torch, no clock."""
 
 from bisect import bisect_right
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -13,6 +14,9 @@ a power of 0.8, and 563, 185, 104, 79, 52 and 56 for a stiff one: 0.7 up to a wi
 anything beyond. 0.7 is right for the one where widths are usual, and near for the other. A wrong
 one costs little: around the best width the speed is flat.
 """
+
+REPEATS = 3
+"""How often a call of a size is timed; the quickest counts, the others were disturbed."""
 
 _MOST_ROWS = 1 << 20
 
@@ -81,3 +85,27 @@ class CostCurve:
         """
         counts = range(1, self.rows[-1] + 1)
         return max(counts, key=lambda rows: rows**exponent / self.seconds(rows))
+
+
+def measure(
+    time_call: Callable[[int], float], *, most_rows: int, longest_s: float = 0.25
+) -> CostCurve:
+    """Times calls of 1, 2, 3, 4, 6, 8, … up to ``most_rows`` rows.
+
+    Args:
+        time_call: seconds of one call of f of so many rows.
+        most_rows: of a call.
+        longest_s: no more are timed after a call that takes longer than this.
+    """
+    points: list[tuple[int, float]] = []
+    for rows in _counts(most_rows):
+        points.append((rows, min(time_call(rows) for _ in range(REPEATS))))
+        if points[-1][1] > longest_s:
+            break
+    return CostCurve.measured(points)
+
+
+def _counts(most: int) -> list[int]:
+    doubled = [1 << i for i in range(most.bit_length())]
+    between = [3 * n // 2 for n in doubled[1:]]
+    return sorted({n for n in (*doubled, *between, most) if n <= most})

@@ -21,6 +21,7 @@ from deq_model.solvers.options import Method
 from deq_model.warm_start import WarmStart
 from server.engine.admission import Admission, Places
 from server.engine.batch import Batch
+from server.engine.costs import CostCurve
 from server.engine.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -64,6 +65,7 @@ class Engine:
         observer: Observer | None = None,
         warm_start: WarmStart | None = None,
         early_int8: bool = False,
+        costs: CostCurve | None = None,
     ) -> None:
         """Takes the checkpoint over: its weights are folded, cast and moved.
 
@@ -77,6 +79,8 @@ class Engine:
             warm_start: map to first states, fitted for this checkpoint; None for zeros.
             early_int8: compute the feed-forward in 8 bits for rows far from their fixed point,
                 where ``measure_calls`` finds that it pays.
+            costs: what a call of f takes by its rows, see ``measure_calls``; until they are known
+                calls are filled, whatever time they take.
 
         Raises:
             CheckpointError: the checkpoint has no tokenizer.
@@ -112,6 +116,7 @@ class Engine:
             max_batch_tokens=limits.max_batch_tokens,
             max_running=limits.max_running,
             window=window,
+            costs=costs,
         )
         self._batch = Batch(
             model,

@@ -2,12 +2,11 @@
 
 import time
 from collections.abc import Callable
-from statistics import median
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from server.engine.costs import CostCurve
+from server.engine.costs import CostCurve, measure
 from server.engine.scheduler import Scheduler, Sequence
 from server.engine.slab import Slab
 from server.engine.types import EngineLimits, Solve
@@ -15,34 +14,24 @@ from server.engine.types import EngineLimits, Solve
 if TYPE_CHECKING:
     from server.engine.batch import Batch
 
-REPETITIONS = 3
 WIDTH = 8
 """Rows of a sequence in the calls that are timed."""
-LONGEST_S = 0.25
-"""Larger calls than the first one that takes so long are in proportion."""
 _NEVER = Solve(tol=1e-30, max_nfe=1 << 30)
 
 
 def product_costs(function: Callable[[Tensor], Tensor], sample: Tensor) -> CostCurve:
     """Of a function of rows, by the first rows of ``sample``."""
-    return _curve(len(sample), lambda rows: _repeated(lambda: function(sample[:rows])))
+    return measure(lambda rows: _warm(lambda: function(sample[:rows])), most_rows=len(sample))
 
 
 def call_costs(batch: "Batch", slab: Slab, limits: EngineLimits) -> CostCurve:
     """Of whole calls, from where a solve stands to who is done; the work area is empty after it."""
-    curve = _curve(limits.max_batch_tokens, lambda rows: _time_call(batch, slab, limits, rows))
+    width = min(WIDTH, slab.ring - slab.klen)
+    most = min(limits.max_batch_tokens, limits.max_running * width)
+    curve = measure(lambda rows: _time_call(batch, slab, limits, rows), most_rows=most)
     for row in range(limits.max_running):
         slab.reset(row)
     return curve
-
-
-def _curve(most: int, seconds: Callable[[int], float]) -> CostCurve:
-    points: list[tuple[int, float]] = []
-    rows = 1
-    while not points or (rows <= most and points[-1][1] < LONGEST_S):
-        points.append((rows, seconds(rows)))
-        rows *= 2
-    return CostCurve.measured(points)
 
 
 def _time_call(batch: "Batch", slab: Slab, limits: EngineLimits, rows: int) -> float:
@@ -60,15 +49,12 @@ def _time_call(batch: "Batch", slab: Slab, limits: EngineLimits, rows: int) -> f
         scheduler.add(sequence)
         options[sequence] = _NEVER
     batch.enter(scheduler.enter())
-    return _repeated(lambda: batch.step(scheduler, options))
+    return _warm(lambda: batch.step(scheduler, options))
 
 
-def _repeated(act: Callable[[], object]) -> float:
-    """Seconds, the median of a few times after a first one."""
+def _warm(act: Callable[[], object]) -> float:
+    """Seconds, after a first time."""
     act()
-    times = []
-    for _ in range(REPETITIONS):
-        begun = time.perf_counter()
-        act()
-        times.append(time.perf_counter() - begun)
-    return median(times)
+    begun = time.perf_counter()
+    act()
+    return time.perf_counter() - begun

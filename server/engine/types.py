@@ -402,8 +402,9 @@ class EngineLimits:
     """Sizes of the engine.
 
     Attributes:
-        max_batch_tokens: rows in one call of f.
-        max_running: sequences (requests, or candidates of one) solved together; jobs begun.
+        max_batch_tokens: most rows in one call of f.
+        max_running: sequences (requests, or candidates of one) solved together; jobs begun. A
+            quarter is kept for owners that have none.
         max_queue: jobs that may wait.
         max_queue_tokens: tokens that may wait.
         max_sessions: sessions held.
@@ -414,11 +415,11 @@ class EngineLimits:
     """
 
     max_batch_tokens: int = 512
-    max_running: int = 32
+    max_running: int = 64
     max_queue: int = 256
     max_queue_tokens: int = 1_000_000
     max_sessions: int = 256
-    window: int = 16
+    window: int = 64
     overload_tol: float = 0.0
     overload_queue: int = 32
 

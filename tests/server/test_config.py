@@ -132,7 +132,7 @@ def test_a_model_of_null_is_none(tmp_path):
         ({"default_max_tokens": 9999}, r"default_max_tokens must be at most max_tokens = 4096"),
         ({"default_max_nfe": 2000}, r"default_max_nfe must be at most max_nfe = 1000, got 2000"),
         ({"max_running": 600}, r"max_running must be at most max_batch_tokens = 512, got 600"),
-        ({"max_batch_tokens": 16}, r"max_running must be at most max_batch_tokens = 16, got 32"),
+        ({"max_batch_tokens": 16}, r"max_running must be at most max_batch_tokens = 16, got 64"),
         ({"max_batch_tokens": 10**10}, r"max_batch_tokens must be at most 65536, got 10000000000"),
         ({"max_sessions": 10**11}, r"max_sessions must be at most 1000000, got 100000000000"),
         ({"window": 10**9}, r"window must be at most 4096, got 1000000000"),

@@ -13,7 +13,7 @@ EvalDtype = Literal["auto", "float32", "float64"]
 Protocol = Literal["published", "chunk-invariant"]
 PROTOCOLS: tuple[Protocol, ...] = ("published", "chunk-invariant")
 PUBLISHED_STREAMS = 16
-SERVED_WINDOW = 32
+SERVED_WINDOW = 64
 SERVED_MAX_NFE = 100
 """The server's window and budget where nobody says otherwise; so is the tolerance below."""
 _TOKEN_DEPTH = 12
@@ -46,7 +46,7 @@ class EvalRun:
             token. Unset for true.
         retries: as published, solve a stream's block that has not converged again from zeros, so
             many times at most, with twice the budget and the depth each time; unset for 2.
-        window: chunk-invariant, tokens solved together; unset for 32, or tgt_len where that is
+        window: chunk-invariant, tokens solved together; unset for 64, or tgt_len where that is
             less.
         max_nfe_curve: budgets, such as 2,4,8,16,32, to measure the perplexity at as well, without
             retries.

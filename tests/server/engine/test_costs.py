@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine.costs import CostCurve
+from server.engine.costs import REPEATS, CostCurve, measure
 
 POINTS = st.lists(
     st.tuples(st.integers(1, 400), st.floats(1e-6, 10.0, allow_subnormal=False)),
@@ -78,3 +78,18 @@ def test_the_best_width_follows_the_machine() -> None:
 def test_impossible_points(points: list[tuple[int, float]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CostCurve.measured(points)
+
+
+def test_measuring_takes_the_quickest_of_each_size_and_stops_where_it_gets_slow() -> None:
+    seen: list[int] = []
+
+    def time_call(rows: int) -> float:
+        seen.append(rows)
+        return 1e-2 * rows + 1e-3 * (len(seen) % REPEATS)
+
+    curve = measure(time_call, most_rows=20, longest_s=0.1)
+    assert curve.rows == (1, 2, 3, 4, 6, 8, 12)
+    assert curve.times == pytest.approx([1e-2 * rows for rows in curve.rows])
+    assert measure(time_call, most_rows=20).rows == (1, 2, 3, 4, 6, 8, 12, 16, 20)
+    assert measure(time_call, most_rows=1).rows == (1,)
+    assert len(seen) == REPEATS * (7 + 9 + 1)
