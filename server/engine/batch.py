@@ -18,7 +18,7 @@ from deq_model.solvers.options import Method
 from deq_model.solvers.rows import RowSolver
 from deq_model.warm_start import WarmStart
 from server.engine.packing import Packing
-from server.engine.precision import MOST_ROUGH, SWITCH, Costs, rough_rows
+from server.engine.precision import MOST_ROUGH, Costs, rough_rows, switch_residual
 from server.engine.scheduler import Entry, Scheduler, Sequence
 from server.engine.slab import Slab
 from server.engine.starts import first_states
@@ -74,7 +74,7 @@ class Batch:
         form: Format,
         rough: bool = False,
         method: Method = "broyden",
-        depth: int = 12,
+        depth: int = 30,
         warm_start: WarmStart | None = None,
     ) -> None:
         """Makes room for the rows.
@@ -157,7 +157,7 @@ class Batch:
         settled = self._settled(packing, set(rough))
         seen = self._solver.observe(packing.rows, f_z, settled=settled)
         residual = seen.residual_rel.tolist()
-        self._note(packing, residual)
+        self._note(packing, options, residual)
         verdicts = self._judge(packing, options, residual)
         accepted = self._store(packing, verdicts)
         self._leave(scheduler, packing, verdicts)
@@ -206,13 +206,19 @@ class Batch:
             row.rough = i in rough
         return torch.tensor(settled, device=self._injection.device)
 
-    def _note(self, packing: Packing, residual: list[float]) -> None:
+    def _note(
+        self, packing: Packing, options: dict[Sequence, Solve], residual: list[float]
+    ) -> None:
         """Counts the call, and sees which rows have come near their fixed points."""
-        for row_id, size in zip(packing.row_ids, residual, strict=True):
-            row = self._rows[row_id]
-            row.nfe += 1
-            row.far = size > SWITCH
-            row.settled = True
+        at = 0
+        for sequence in packing.sequences:
+            switch = switch_residual(options[sequence].tol)
+            for row_id in sequence.active:
+                row = self._rows[row_id]
+                row.nfe += 1
+                row.far = row.far and residual[at] > switch
+                row.settled = True
+                at += 1
 
     def _judge(
         self,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from server.engine.costs import CostCurve
 
-SWITCH = 3e-2
+SWITCH = 2e-2
 """Relative residual at which a row has seen enough of the rough f, whose own error is near it."""
 MOST_ROUGH = 12
 """Rough calls on one row; after that it is taken to be stuck at the rough f's error."""
@@ -21,6 +21,11 @@ class Costs:
 
     accurate: CostCurve
     rough: CostCurve
+
+
+def switch_residual(tol: float) -> float:
+    """At which residual a row goes on with the accurate f, for good."""
+    return max(SWITCH, 2 * tol)
 
 
 def rough_rows(wishes: Sequence[bool], costs: Costs) -> list[int]:
