@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo lint format proto slow accuracy bench-training lock clean
+.PHONY: help setup test demo lint format proto slow accuracy bench bench-training lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ slow: setup ## the tests that take longer
 
 accuracy: setup ## what tolerance, number format and cutting cost the default model
 	$(BIN)/python benchmarks/accuracy.py models/shakespeare-ift data/corpus/test.txt.xz
+
+bench: setup ## the engine against a plain baseline: speed, calls of f, accuracy; hours
+	$(BIN)/python -m benchmarks.models
+	$(BIN)/python -m benchmarks.engine
 
 bench-training: setup ## training against a plain baseline: speed, loss curves, memory
 	$(BIN)/python -m benchmarks.training

@@ -75,7 +75,8 @@ class Baseline:
 
     def __init__(self, model: DEQLanguageModel, *, tol: float = 1e-3, max_nfe: int = 35) -> None:
         """Folds the weights; the model keeps its own."""
-        self._model, self._tol, self._max_nfe = model, tol, max_nfe
+        self.tol = tol
+        self._model, self._max_nfe = model, max_nfe
         self._weights = model.f.fold().detach()
 
     @torch.no_grad()
@@ -157,6 +158,6 @@ class Baseline:
         injection = self._model.inject(tokens)
         f = BaselineFunction(self._weights, memory, injection)
         z_init = injection.new_zeros(*tokens.shape, self._model.config.d_model)
-        solved = broyden(f, z_init, tol=self._tol, max_nfe=self._max_nfe)
+        solved = broyden(f, z_init, tol=self.tol, max_nfe=self._max_nfe)
         remembered = memory.extend(solved.z_star, injection, mem_len=self._model.config.mem_len)
         return solved.z_star, remembered, solved.nfe, float(solved.residual.max())

@@ -81,17 +81,24 @@ class Group(Sharer):
 
     def gather(self) -> None:
         """Brings ``want`` and ``weight`` of it and of all groups below up to date."""
+        want, heaviest = 0, 0.0
         for member in self.members.values():
             member.gather()
-        wanting = [member for member in self.members.values() if member.want]
-        self.want = sum(member.want for member in wanting)
-        if wanting:
-            self.weight = max(member.weight for member in wanting)
+            if member.want:
+                want += member.want
+                heaviest = max(heaviest, member.weight)
+        self.want = want
+        if want:
+            self.weight = heaviest
 
     def divide(self, amount: int) -> None:
         """Divides ``amount`` units, at most ``want``, among the members, and on below them."""
         self.given = amount
         everybody = list(self.members.values())
+        if len(everybody) == 1:
+            # Alone it owes nobody anything.
+            everybody[0].divide(amount)
+            return
         wanting = [member for member in everybody if member.want]
         for member in everybody:
             member.given = 0
@@ -101,6 +108,12 @@ class Group(Sharer):
                 member.served += member.want / member.weight
         else:
             _deal(wanting, amount)
+        self._settle(everybody, wanting)
+        for member in everybody:
+            member.divide(member.given)
+
+    def _settle(self, everybody: list[Sharer], wanting: list[Sharer]) -> None:
+        """Moves the clock, and brings up to it who had all it wanted."""
         hungry = [member.served for member in wanting if member.given < member.want]
         if hungry:
             self.now = max(self.now, min(hungry))
@@ -108,7 +121,6 @@ class Group(Sharer):
             self.now = max([self.now, *(member.served for member in everybody)])
         for member in everybody:
             member.served = max(member.served, self.now)
-            member.divide(member.given)
 
 
 def _deal(wanting: list[Sharer], amount: int) -> None:

@@ -224,23 +224,36 @@ class Scheduler:
         entries = [self._enter(sequence) for sequence in wanting if not sequence.rows]
         spare = self._spare_rows()
         for sequence in wanting:
-            missing = min(sequence.granted - len(sequence.rows), spare)
-            entries += [self._enter(sequence) for _ in range(missing)]
-            spare -= max(0, missing)
-            sequence.granted = min(sequence.granted, len(sequence.rows))
             sequence.begun = True
+            missing = sequence.granted - len(sequence.rows)
+            if missing > 0:
+                entered = min(missing, spare)
+                entries += [self._enter(sequence) for _ in range(entered)]
+                spare -= entered
+                sequence.granted = len(sequence.rows)
         return entries
 
     def _grant(self) -> None:
-        wanted = {sequence: self._wanted(sequence) for sequence in self._running}
-        spoken = {sequence: int(_is_spoken_for(sequence)) for sequence in self._running}
+        """Decides how many rows of each sequence take part in the next call."""
+        wanted = spoken = waiting = streams = 0
         for sequence, sharer in self._running.items():
-            sharer.want = wanted[sequence] - spoken[sequence]
+            wish, interactive = self._wanted(sequence), sequence.interactive
+            sequence.granted = int(wish > 0 and (interactive or not sequence.begun))
+            sharer.want = wish - sequence.granted
+            wanted += wish
+            spoken += sequence.granted
+            waiting += wish > 0 and not sequence.granted
+            streams += interactive
+        rows = self._rows_of_call(spoken=spoken, waiting=waiting, streams=streams)
+        if wanted <= rows:
+            # Where everybody has all it wants nobody is owed anything.
+            for sequence, sharer in self._running.items():
+                sequence.granted += sharer.want
+            return
         self._owners.gather()
-        rows = self._rows_of_call(sum(spoken.values()), sum(map(bool, wanted.values())))
-        self._owners.divide(min(self._owners.want, rows - sum(spoken.values())))
+        self._owners.divide(rows - spoken)
         for sequence, sharer in self._running.items():
-            sequence.granted = spoken[sequence] + sharer.given
+            sequence.granted += sharer.given
 
     def _wanted(self, sequence: Sequence) -> int:
         """Rows that a sequence has a use for.
@@ -252,7 +265,7 @@ class Scheduler:
             return min(1, sequence.left)
         return min(self._window, sequence.left)
 
-    def _rows_of_call(self, spoken: int, wanting: int) -> int:
+    def _rows_of_call(self, *, spoken: int, waiting: int, streams: int) -> int:
         """How many rows the next call may have.
 
         As many as are worth their time, one for each sequence, and no more than streams bear. Rows
@@ -260,12 +273,11 @@ class Scheduler:
         """
         rows = self._best_rows
         if self._costs is not None:
-            rows = max(rows, wanting)
-            streams = sum(sequence.interactive for sequence in self._running)
+            rows = max(rows, spoken + waiting)
             if streams:
                 bearable = STREAM_SLOWDOWN * self._costs.seconds(streams)
                 rows = min(rows, self._costs.within(bearable))
-        return min(self._most, max(rows, spoken + int(wanting > spoken)))
+        return min(self._most, max(rows, spoken + min(1, waiting)))
 
     def _spare_rows(self) -> int:
         """Free rows beyond one for each sequence that has none, or may yet join."""
@@ -286,7 +298,3 @@ class Scheduler:
         sequence.accepted += count
         sequence.granted -= count
         sequence.stalled_calls = 0 if count else sequence.stalled_calls + 1
-
-
-def _is_spoken_for(sequence: Sequence) -> bool:
-    return bool(sequence.left) and (sequence.interactive or not sequence.begun)

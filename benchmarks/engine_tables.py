@@ -1,0 +1,184 @@
+"""The tables of the engine's benchmark, as Markdown, from its JSON."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+BASELINE = "baseline"
+
+
+def tables(results: dict[str, Any], names: Sequence[str]) -> str:
+    """Those of the sections that were measured, each with what it was measured on."""
+    parts = []
+    for name in names:
+        found = results["sections"].get(name)
+        if found is not None:
+            make = next(make for start, make in _TABLES.items() if name.startswith(start))
+            parts += [f"### {name}", make(found, results), _run(found["run"])]
+    return "\n\n".join(parts)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def spread(found: dict[str, Any], scale: float = 1.0, digits: int = 2) -> str:
+    """Median, and least to largest."""
+    low, middle, high = (f"{found[key] * scale:.{digits}f}" for key in ("min", "median", "max"))
+    return f"{middle} ({low} – {high})"
+
+
+def _run(run: dict[str, Any]) -> str:
+    machine = run["machine"]
+    load = ", ".join(f"{value:.1f}" for value in machine["load_average"])
+    return (
+        f"`{run['command']}`, commit {run['commit']}, seed {run['seed']}; {machine['cpu']}, "
+        f"{machine['cores']} cores, {machine['threads']} thread(s), device {machine['device']}, "
+        f"torch {machine['torch']}, Python {machine['python']}, load average at the end {load}; "
+        f"{run['minutes']:.1f} minutes."
+    )
+
+
+def _speed(found: dict[str, Any], _: dict[str, Any]) -> str:
+    """Generation, or scoring."""
+    competitors = found["competitors"]
+    base = competitors[BASELINE]["tokens_per_s"]
+    scored = "evaluations_per_token" in competitors[BASELINE]
+    head = ["", "tokens/s, median (least – most)", "over the baseline", "best over best"]
+    head += ["evaluations of f per token", "calls"] if scored else ["calls of f per token"]
+    rows = []
+    for name, one in competitors.items():
+        speed = one["tokens_per_s"]
+        cells = [
+            name,
+            spread(speed),
+            f"{speed['median'] / base['median']:.1f}",
+            f"{speed['max'] / base['max']:.1f}",
+        ]
+        cells += [f"{one['evaluations_per_token']:.1f}"] if scored else []
+        cells.append(f"{one['nfe_mean']:.1f}")
+        change = one.get("change_from_baseline")
+        if scored and found["streams"] == 1:
+            cells.append("" if change is None else f"{change:.1e}")
+        rows.append((*cells, str(one["unconverged"])))
+    if scored and found["streams"] == 1:
+        head.append("mean change of log-probability from the baseline's")
+    return table((*head, "not converged"), rows)
+
+
+def _call(found: dict[str, Any], _: dict[str, Any]) -> str:
+    read = found["bandwidth"]
+    readers = ", ".join(f"{n} {v / 1e9:.1f}" for n, v in read["readers"].items())
+    lines = [f"Read bandwidth {read['bytes_per_s'] / 1e9:.1f} GB/s, the best of: {readers}."]
+    rows = [
+        (
+            name,
+            f"{one['nbytes'] / 1e6:.0f}",
+            spread(one["seconds"], 1e3),
+            f"{one['over_reading']:.2f}",
+            f"{one['over_reading_best']:.2f}",
+        )
+        for name, one in found["engine"].items()
+    ]
+    own = ("engine, one row", "MB of weights", "ms", "over reading them", "the least")
+    lines.append(table(own, rows))
+    parts = {"plain": found["plain"], **found["parts"]}
+    counts = list(found["plain"]["seconds"])
+    by_rows = [
+        (
+            name,
+            *(f"{one['seconds'][n]['median'] * 1e3:.1f}" for n in counts),
+            f"{one['operations_per_s'] / 1e9:.0f}" if "operations_per_s" in one else "",
+        )
+        for name, one in parts.items()
+    ]
+    head = ("f without attention, ms", *(f"{n} rows" for n in counts), "feed-forward, Gop/s")
+    lines.append(table(head, by_rows))
+    return "\n\n".join(lines)
+
+
+def _trained(found: dict[str, Any], _: dict[str, Any]) -> str:
+    lines = []
+    for kind, key, what in (
+        ("generation", "nfe_mean", "calls of f per generated token"),
+        ("scoring", "evaluations_per_token", "evaluations of f per scored token"),
+    ):
+        rows = [
+            (
+                model,
+                name,
+                f"{one[key]:.2f}",
+                f"{one['change_mean']:.1e}",
+                f"{one['change_median']:.1e}",
+                f"{one['off']:.2%}",
+                f"{one['perplexity']:.2f}",
+                f"{one['perplexity_change']:+.3%}",
+            )
+            for model, both in found.items()
+            if model != "run"
+            for name, one in both[kind].items()
+        ]
+        head = ("model", "", what, "mean change", "median", "off", "perplexity", "its change")
+        lines.append(table(head, rows))
+    return "\n\n".join(lines)
+
+
+def _wait(found: dict[str, Any], _: dict[str, Any]) -> str:
+    rows = [
+        (name, spread(one["calls"], digits=0), str(len(one["calls"]["all"])))
+        for name, one in _by_setting(found)
+    ]
+    return table(("", "calls waited, median (least – most)", "requests"), rows)
+
+
+def _gap(found: dict[str, Any], _: dict[str, Any]) -> str:
+    rows = [
+        (
+            name,
+            spread(one["alone"], 1e3, 1),
+            spread(one["beside"], 1e3, 1),
+            f"{one['beside']['median'] / one['alone']['median']:.2f}",
+        )
+        for name, one in _by_setting(found)
+    ]
+    return table(("", "ms alone", "ms beside a long request", "ratio"), rows)
+
+
+def _growth(found: dict[str, Any], _: dict[str, Any]) -> str:
+    settings = list(_by_setting(found))
+    counts = list(settings[0][1])
+    rows = []
+    for name, one in settings:
+        first = one[counts[0]]
+        cells = [spread(one[count], 1e3, 1) for count in counts]
+        most = max(one[count]["median"] / first["median"] - 1 for count in counts)
+        best = max(one[count]["min"] / first["min"] - 1 for count in counts)
+        rows.append((name, *cells, f"{most:+.1%}", f"{best:+.1%}"))
+    head = ("ms per token, idle sessions:", *counts, "largest growth", "of the best times")
+    return table(head, rows)
+
+
+def _grpc(found: dict[str, Any], _: dict[str, Any]) -> str:
+    rows = []
+    for name, one in _by_setting(found):
+        ours, theirs = (one["tokens_per_s"][way] for way in ("in process", "gRPC"))
+        share = theirs["median"] / ours["median"]
+        rows.append((name, spread(ours), spread(theirs), f"{share:.1%}"))
+    return table(("", "tokens/s in process", "tokens/s through gRPC", "share"), rows)
+
+
+def _by_setting(found: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return [(name, one) for name, one in found.items() if name != "run"]
+
+
+_TABLES: dict[str, Callable[[dict[str, Any], dict[str, Any]], str]] = {
+    "generate": _speed,
+    "score": _speed,
+    "call": _call,
+    "trained": _trained,
+    "wait": _wait,
+    "gap": _gap,
+    "growth": _growth,
+    "grpc": _grpc,
+}

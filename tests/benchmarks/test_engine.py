@@ -1,0 +1,165 @@
+"""The engine's benchmark runs, on a model that is solved in a moment, and its sums are right."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import engine, engine_call, engine_speed, engine_tables, engine_trained, models
+from benchmarks.engine_bench import QUICK, in_turns, places, spread
+from benchmarks.shapes import random_weights, tokenizer
+from deq_model.checkpoint import save_checkpoint
+from deq_model.config import PRESETS
+from server.engine.admission import Places
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The published shapes in small."""
+    config = replace(
+        PRESETS["model-ift"],
+        n_token=400,
+        d_model=32,
+        d_embed=32,
+        n_head=4,
+        d_head=8,
+        d_inner=64,
+        cutoffs=(50, 100, 250),
+        div_val=2,
+        tgt_len=12,
+        mem_len=12,
+    )
+    folder = tmp_path_factory.mktemp("tiny")
+    save_checkpoint(folder, random_weights(config, seed=0), tokenizer(400))
+    return folder
+
+
+def run(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], *flags: str
+) -> tuple[dict[str, dict], str]:
+    out = tmp_path / "engine.json"
+    common = ["--quick", "--threads=1", f"--model={tiny}", f"--cache={tmp_path}", f"--out={out}"]
+    engine.main([*common, *flags])
+    return json.loads(out.read_text(encoding="utf-8"))["sections"], capsys.readouterr().out
+
+
+def test_generation_and_scoring(tiny: Path, tmp_path: Path, capsys) -> None:
+    wanted = "--only=generate,score-150"
+    found, printed = run(tiny, tmp_path, capsys, wanted, "--settings=float32")
+    assert list(found) == ["generate-1", "generate-3", "score-150-1", "score-150-3"]
+    for section in found.values():
+        for competitor in ("baseline", "float32"):
+            one = section["competitors"][competitor]
+            assert one["tokens_per_s"]["min"] > 0
+            assert 2 < one["nfe_mean"] < 35
+            assert one["unconverged"] == 0
+        assert f"seed {section['run']['seed']}" in printed
+    alone = found["score-150-1"]["competitors"]["float32"]
+    assert alone["change_from_baseline"] < 1e-2  # both are solved to 1e-3
+    assert len(found["generate-1"]["competitors"]["float32"]["nfe"]) == 2 * (QUICK.drawn - 1)
+    assert "### score-150-3" in printed
+
+
+def test_calls_and_sharing(tiny: Path, tmp_path: Path, capsys) -> None:
+    wanted = "--only=call,wait,gap,growth"
+    found, printed = run(tiny, tmp_path, capsys, wanted, "--settings=float32")
+    assert found["call"]["bandwidth"]["bytes_per_s"] == max(
+        found["call"]["bandwidth"]["readers"].values()
+    )
+    one = found["call"]["engine"]["float32"]
+    assert one["nbytes"] == 4 * (4 * 32 * 32 + 2 * 32 * 64)
+    assert one["over_reading"] > one["over_reading_best"] > 1
+    assert found["wait"]["float32"]["calls"]["max"] <= 1
+    assert set(found["growth"]["float32"]) == {"1", "5", "10"}
+    assert found["gap"]["float32"]["beside"]["min"] > 0
+    assert printed.count("### ") == 4
+
+
+@pytest.mark.slow
+def test_the_server_and_trained_models(tiny: Path, tmp_path: Path, capsys) -> None:
+    found, printed = run(tiny, tmp_path, capsys, "--only=grpc,trained", "--settings=float32")
+    rates = found["grpc"]["float32"]["tokens_per_s"]
+    assert rates["gRPC"]["min"] > 0 and rates["in process"]["min"] > 0
+    both = found["trained"]["bundled, regularised"]
+    for kind in ("generation", "scoring"):
+        for competitor in ("baseline", "float32"):
+            assert both[kind][competitor]["change_mean"] < 5e-3
+            assert abs(both[kind][competitor]["perplexity_change"]) < 5e-3
+    assert "calls of f per generated token" in printed
+
+
+def test_sections_that_are_not_measured_are_kept(tiny: Path, tmp_path: Path, capsys) -> None:
+    run(tiny, tmp_path, capsys, "--only=wait", "--settings=float32")
+    found, _ = run(tiny, tmp_path, capsys, "--only=gap", "--settings=float32")
+    assert set(found) == {"wait", "gap"}
+    _, printed = run(tiny, tmp_path, capsys, "--tables")
+    assert "### wait" in printed and "### gap" in printed
+    with pytest.raises(SystemExit, match="--only must name sections of call, generate-1"):
+        run(tiny, tmp_path, capsys, "--only=nothing")
+
+
+def test_turns_alternate() -> None:
+    order: list[str] = []
+
+    def competitor(name: str):
+        def turn(rep: int) -> dict[str, int]:
+            order.append(f"{name}{rep}")
+            return {"rep": rep}
+
+        return turn
+
+    found = in_turns({"a": competitor("a"), "b": competitor("b")}, 3, lambda line: None)
+    assert order == ["a0", "b0", "b1", "a1", "a2", "b2"]
+    assert found["b"] == [{"rep": 0}, {"rep": 1}, {"rep": 2}]
+
+
+def test_a_rate_counts_while_all_streams_draw() -> None:
+    # Both draw from 2 to 5: at 3, 4, 5 and at 3.5, 5.
+    assert engine_speed.rate([[0.0, 1.0, 2.0, 3.0, 4.0, 5.0], [2.0, 3.5, 5.0, 6.5]]) == 5 / 3
+    assert engine_speed.rate([[1.0, 2.0, 3.0]]) == 1.0
+
+
+def test_changes_of_log_probabilities() -> None:
+    exact = torch.tensor([-1.0, -2.0, -3.0])
+    found = engine_trained._changes(exact + torch.tensor([0.0, 0.01, -0.1]), exact)
+    assert found["change_mean"] == pytest.approx(0.11 / 3)
+    assert found["change_median"] == pytest.approx(0.01)
+    assert found["off"] == pytest.approx(1 / 3)
+    assert found["perplexity_change"] == pytest.approx(0.03, rel=0.02)
+
+
+def test_bandwidth_is_of_the_best_reader() -> None:
+    read = engine_call.bandwidth(4, torch.device("cpu"))
+    assert read["bytes_per_s"] == max(read["readers"].values()) > 1e8
+    assert len(engine_call.seconds_each(lambda: None, torch.device("cpu"))) >= 3
+
+
+def test_places_are_enough_for_one_owner() -> None:
+    for jobs in range(1, 40):
+        room = Places(places(jobs))
+        assert room.total - room.kept >= jobs
+
+
+def test_spreads_and_tables() -> None:
+    found = spread([3.0, 1.0, 2.0])
+    assert found == {"median": 2.0, "min": 1.0, "max": 3.0, "all": [3.0, 1.0, 2.0]}
+    assert engine_tables.spread(found, 10, 1) == "20.0 (10.0 – 30.0)"
+
+
+def test_trained_models_are_in_the_cache(tmp_path: Path) -> None:
+    found = models.trained_models(tmp_path)
+    assert [model.folder.name for model in found] == [
+        "shakespeare-ift-jr",
+        "shakespeare-ift",
+        "peer-jr",
+        "peer-ift",
+    ]
+    for model in found:
+        assert len(model.tokens(50)) == 50
+    # A map that was put beside a copy stays there.
+    (found[0].folder / "warm_start.json").write_text("{}")
+    again = models.trained_models(tmp_path, more=[found[2].folder])
+    assert (again[0].folder / "warm_start.json").exists()
+    assert again[-1].text == models.PEERS / "test.txt.xz"
