@@ -19,7 +19,7 @@ from deq_model.solvers.rows import RowSolver
 from deq_model.warm_start import WarmStart
 from server.engine.packing import Packing
 from server.engine.precision import MOST_ROUGH, Costs, rough_rows, switch_residual
-from server.engine.scheduler import Entry, Scheduler, Sequence
+from server.engine.scheduler import GATE, Entry, Scheduler, Sequence
 from server.engine.slab import Slab
 from server.engine.starts import first_states
 from server.engine.timing import product_costs
@@ -160,7 +160,7 @@ class Batch:
         self._note(packing, options, residual)
         verdicts = self._judge(packing, options, residual)
         accepted = self._store(packing, verdicts)
-        self._leave(scheduler, packing, verdicts)
+        self._leave(scheduler, packing, verdicts, residual)
         return accepted
 
     def _packing_of(self, sequences: list[Sequence]) -> Packing:
@@ -280,13 +280,21 @@ class Batch:
         finite = best_residual != float("inf")
         return Solved(nfe, best_residual, "max_nfe" if finite else "nonfinite")
 
-    def _leave(self, scheduler: Scheduler, packing: Packing, verdicts: list["_Verdict"]) -> None:
-        """Tells the scheduler who is done."""
+    def _leave(
+        self,
+        scheduler: Scheduler,
+        packing: Packing,
+        verdicts: list["_Verdict"],
+        residual: list[float],
+    ) -> None:
+        """Tells the scheduler who is done, and who is near."""
         done = dict.fromkeys(packing.sequences, 0)
         for verdict in verdicts:
             done[verdict.sequence] += 1
-        for sequence, count in done.items():
-            scheduler.accept(sequence, count)
+        for (sequence, count), offset in zip(done.items(), packing.offsets, strict=True):
+            behind = residual[offset + count : offset + sequence.granted]
+            near = next((i for i, size in enumerate(behind) if size > GATE), len(behind))
+            scheduler.accept(sequence, count, near=near)
         # What the next row saw last was f behind another state than the one accepted, if that was
         # not the one of this call, or if the row rested.
         called = set(packing.row_ids)

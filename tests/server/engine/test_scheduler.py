@@ -29,12 +29,16 @@ def add(scheduler: Scheduler, *sequences: Sequence) -> list[Sequence]:
     return list(sequences)
 
 
-def call(scheduler: Scheduler, *, accept: int = 0) -> list[int]:
-    """One call of f after which each accepts so many of its active rows; how many those were."""
+def call(scheduler: Scheduler, *, accept: int = 0, near: int = 64) -> list[int]:
+    """One call of f after which each accepts so many of its active rows; how many those were.
+
+    The others are near their fixed points, and so might be as many more: windows have a use for
+    all the rows that they can get, unless ``near`` is less.
+    """
     scheduler.enter()
     granted = [s.granted for s in scheduler.running]
     for s in scheduler.active:
-        scheduler.accept(s, min(accept, s.granted))
+        scheduler.accept(s, min(accept, s.granted), near=near)
     return granted
 
 
@@ -81,7 +85,8 @@ class Simulation:
         self._check_time(sum(not begun for begun, _ in before.values()))
         self._check_waiting()
         for s in scheduler.active:
-            scheduler.accept(s, data.draw(st.integers(0, s.granted)))
+            done = data.draw(st.integers(0, s.granted))
+            scheduler.accept(s, done, near=data.draw(st.integers(0, s.granted - done)))
             if s.done and s.draws and self.drawn[s] < 5:
                 self.drawn[s] += 1
                 s.inputs.append(0)
@@ -196,13 +201,13 @@ def test_beside_streams_everybody_else_has_a_row_within_the_bound(
 def test_a_lone_request_fills_its_window_and_makes_room_for_others() -> None:
     scheduler = Scheduler(max_batch_tokens=64, max_running=4, window=24)
     (alone,) = add(scheduler, sequence(100))
-    assert call(scheduler) == [24]
+    assert call(scheduler, near=0) == [24]
     scheduler.costs = CURVES[0]
     best = CURVES[0].best_rows()
-    assert call(scheduler) == [best]
+    assert call(scheduler, near=0) == [best]
     add(scheduler, sequence(100), sequence(100))
-    assert sum(call(scheduler)) == best
-    assert sorted(call(scheduler))[0] >= best // 3
+    assert sum(call(scheduler, near=0)) == best
+    assert sorted(call(scheduler, near=0))[0] >= best // 3
     assert len(alone.rows) == 24, "what rests keeps its row"
 
 
@@ -255,7 +260,9 @@ def test_shares_go_by_priority_to_within_a_row(
 
 
 def test_many_requests_of_one_owner_do_not_take_the_calls_from_another() -> None:
-    scheduler = Scheduler(max_batch_tokens=64, max_running=40, window=64, costs=CURVES[0])
+    scheduler = Scheduler(
+        max_batch_tokens=64, max_running=40, window=64, max_rows=200, costs=CURVES[0]
+    )
     many = [sequence(10**5, owner="many", request=i) for i in range(32)]
     add(scheduler, *many, sequence(10**5, owner="one"))
     call(scheduler)
@@ -295,7 +302,26 @@ def test_long_scoring_does_not_hold_up_streams(costs: CostCurve, streams: int) -
     assert long[0].accepted == 50
     for s in live:
         scheduler.remove(s)
+    assert call(scheduler, near=0) == [64]
     assert call(scheduler) == [min(64, costs.best_rows())]
+
+
+def test_rows_behind_one_that_is_far_wait_while_others_fill_the_call() -> None:
+    curve = CostCurve.measured([(1, 1.0), (8, 1.0), (64, 8.0)])
+    scheduler = Scheduler(max_batch_tokens=64, max_running=20, window=16, costs=curve)
+    first, second = add(scheduler, sequence(99), sequence(99))
+    assert call(scheduler, near=0) == [4, 4], "with eight rows a call takes no longer than with one"
+    others = add(scheduler, *(sequence(99) for _ in range(8)))
+    assert call(scheduler, near=0) == [1] * 10
+    assert (len(first.rows), len(second.rows)) == (4, 4), "those that rest stay where they are"
+    scheduler.enter()
+    scheduler.accept(first, 0, near=2)
+    for s in (second, *others):
+        scheduler.accept(s, 0, near=0)
+    assert call(scheduler, near=0) == [3, *[1] * 9]
+    scheduler.enter()
+    scheduler.accept(second, 1, near=4)
+    assert call(scheduler)[1] == 5, "one more enters behind the last that is near"
 
 
 def test_a_prompt_is_no_stream_until_its_last_token() -> None:
