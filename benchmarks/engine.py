@@ -1,9 +1,9 @@
 """The engine's speed, side by side with a plain baseline: tables, and all numbers as JSON.
 
-``python -m benchmarks.engine`` measures everything, ``--only generate,call`` those
-sections (``generate-1`` and ``generate-16`` are two), ``--quick`` a little of each, to see that it runs. Sections that are not measured
-keep what the JSON has of them. The models are those of ``benchmarks.models``; run that first to
-have them start warm.
+``python -m benchmarks.engine`` measures everything, ``--only generate,call`` those sections
+(``generate`` is ``generate-1`` and ``generate-16``), ``--quick`` a little of each, to see that it
+runs. Sections that are not measured keep what the JSON has of them. The models are those of
+``benchmarks.models``; run that first to have them start warm.
 """
 
 import argparse
