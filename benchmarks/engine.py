@@ -1,9 +1,9 @@
 """The engine's speed, side by side with a plain baseline: tables, and all numbers as JSON.
 
-``python -m benchmarks.engine`` measures everything, ``--only generate,call`` the sections whose
-names begin so, ``--quick`` a little of each, to see that it runs. Sections that are not measured
-keep what the JSON has of them. The models are those of ``benchmarks.models``; run that first to
-have them start warm.
+``python -m benchmarks.engine`` measures everything, ``--only generate,call`` those sections
+(``generate`` is ``generate-1`` and ``generate-16``), ``--quick`` a little of each, to see that it
+runs. Sections that are not measured keep what the JSON has of them. The models are those of
+``benchmarks.models``; run that first to have them start warm.
 """
 
 import argparse
@@ -51,12 +51,16 @@ def sections(sizes: Sizes) -> dict[str, Callable[[Bench], Result]]:
 
 
 def chosen(names: Sequence[str], wanted: str) -> list[str]:
-    """The names that begin as one of the wanted, all without any."""
-    starts = tuple(part for part in wanted.split(",") if part)
-    for start in starts:
-        if not any(name.startswith(start) for name in names):
-            raise SystemExit(f"--only must name sections of {', '.join(names)}, got {start}")
-    return [name for name in names if not starts or name.startswith(starts)]
+    """The wanted names and those that go on with a hyphen after them, all without any."""
+    parts = [part for part in wanted.split(",") if part]
+
+    def fits(name: str, part: str) -> bool:
+        return name == part or name.startswith(part + "-")
+
+    for part in parts:
+        if not any(fits(name, part) for name in names):
+            raise SystemExit(f"--only must name sections of {', '.join(names)}, got {part}")
+    return [name for name in names if not parts or any(fits(name, part) for part in parts)]
 
 
 def measure(bench: Bench, names: Sequence[str], results: Result, out: Path) -> None:
@@ -115,7 +119,11 @@ def parser() -> argparse.ArgumentParser:
     """The flags."""
     flags = argparse.ArgumentParser(description="The engine's speed, against a plain baseline.")
     add = flags.add_argument
-    add("--only", default="", help="sections to measure, by the beginnings of their names, a,b")
+    add(
+        "--only",
+        default="",
+        help="sections to measure, as call,generate-1; score is all that begin with score-",
+    )
     add("--settings", nargs="*", choices=list(SETTINGS), default=list(SETTINGS))
     add("--quick", action="store_true", help="a little of each, to see that it runs")
     add("--tables", action="store_true", help="print the tables of what was measured before")

@@ -93,6 +93,8 @@ class SolverReport:
     """Loosest tolerance applied: `tol`, or more where the server was overloaded."""
     loosened_tokens: int
     """Tokens accepted above `tol` as the server was overloaded."""
+    shared_tokens: int
+    """Tokens that took no call of f, as others that began alike had been solved."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

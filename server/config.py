@@ -41,6 +41,7 @@ _AT_LEAST: dict[str, int] = {
     "max_nfe": 1,
     "default_max_nfe": 1,
     "overload_queue": 0,
+    "prefix_cache": 0,
 }
 # Sizes that would fill the memory before anything could tell why, and what other code can take.
 _AT_MOST: dict[str, int] = {
@@ -140,6 +141,7 @@ class ServerConfig:
         policy: what happens at that budget, when a request does not say.
         overload_tol: tolerance to which tokens are loosened while more requests wait than overload_queue; 0 never loosens any.
         overload_queue: requests that may wait before tolerances are loosened.
+        prefix_cache: tokens of ended calls whose solutions are kept, so that what begins alike is solved once; only within one owner; 0 shares nothing.
         warm_start: auto begins solves where the map says that deqlm calibrate has put beside a checkpoint, at zeros where there is none; off at zeros.
         default_ttl_s: seconds a session lives unused, when it does not say.
         max_ttl_s: longest time to live of a session, in seconds.
@@ -178,6 +180,7 @@ class ServerConfig:
     policy: Policy = "best_effort"
     overload_tol: float = 0.0
     overload_queue: int = 32
+    prefix_cache: int = 16_384
     warm_start: WarmStartUse = "auto"
     default_ttl_s: float = 3600.0
     max_ttl_s: float = 86400.0

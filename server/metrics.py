@@ -49,6 +49,7 @@ _GAUGES: Final = (
     ("deqlm_engine_memory_bytes", "Memory of weights, slots and work", "memory_bytes"),
     ("deqlm_slots_used", "Slots for histories in use", "slots_used"),
     ("deqlm_slots_total", "Slots for histories", "slots_total"),
+    ("deqlm_prefix_tokens", "Tokens kept for prompts that begin alike", "prefix_tokens"),
     ("deqlm_loosening", "Whether tolerances are loosened now, 0 or 1", "loosening"),
 )
 
@@ -78,6 +79,9 @@ class Metrics:
         self._f_calls = self._counter("f_calls", "Calls of f")
         self._warm = self._counter(
             "warm_started_tokens", "Tokens whose solve began at a fitted first state"
+        )
+        self._shared = self._counter(
+            "shared_tokens", "Tokens that took no call of f, as others had solved them"
         )
         self._first_token = self._histogram(
             "time_to_first_token_seconds", "From the call to its first token", _FIRST_TOKEN
@@ -131,6 +135,7 @@ class Metrics:
             max_nfe=self._unconverged.labels(model, "max_nfe"),
             nonfinite=self._unconverged.labels(model, "nonfinite"),
             loosened=self._loosened.labels(model),
+            shared=self._shared.labels(model),
         )
 
     def call_ended(self, model: str, method: str, reason: str, seconds: float) -> None:
@@ -193,8 +198,10 @@ class EngineMetrics:
         max_nfe: Counter,
         nonfinite: Counter,
         loosened: Counter,
+        shared: Counter,
     ) -> None:
         self._f_calls, self._warm = f_calls, warm
+        self._shared = shared
         self._rows = rows
         self._sequences = sequences
         self._seconds = seconds
@@ -205,6 +212,10 @@ class EngineMetrics:
     def started_warm(self, tokens: int) -> None:
         """So many tokens entered whose solves begin at fitted first states."""
         self._warm.inc(tokens)
+
+    def shared(self, tokens: int) -> None:
+        """So many tokens were taken over, as others had solved them."""
+        self._shared.inc(tokens)
 
     def step(self, *, rows: int, sequences: int, seconds: float) -> None:
         """One call of f was made on ``rows`` tokens of ``sequences`` sequences."""

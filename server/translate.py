@@ -109,6 +109,7 @@ def solver_report(stats: SolveStats, solve: Solve) -> common_pb2.SolverReport:
         policy=_POLICIES[solve.policy],
         applied_tol=max(solve.tol, stats.applied_tol),
         loosened_tokens=stats.loosened_tokens,
+        shared_tokens=stats.shared_tokens,
     )
 
 

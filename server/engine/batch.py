@@ -140,6 +140,23 @@ class Batch:
         for entry in entries:
             self._rows[entry.row] = _Row()
 
+    def restore(self, sequence: Sequence, z_star: Tensor) -> None:
+        """Puts into a sequence's memory what solving its first n tokens would; no call of f.
+
+        Args:
+            sequence: none of its tokens is accepted yet.
+            z_star: ``(n, D)`` fixed points of ``sequence.inputs[:n]``.
+        """
+        slab, device = self._slab, self._injection.device
+        begin = max(0, len(z_star) - slab.klen)
+        tokens = torch.tensor(sequence.inputs[begin : len(z_star)], device=device)
+        injection = self._inject(self._embed(tokens)).to(self._injection.dtype)
+        _, key, value = self._f.channels(z_star[begin:], self._f.fold_injection(injection))
+        at = torch.arange(begin, len(z_star), device=device) + sequence.start
+        rows = torch.full_like(at, sequence.slot)
+        slab.write_keys(rows, at % slab.ring, key, value)
+        slab.write_states(rows, at % slab.ring, z_star[begin:])
+
     def step(self, scheduler: Scheduler, options: dict[Sequence, Solve]) -> list[Accepted]:
         """One call of f on all active rows; accepted tokens are in their memory afterwards.
 

@@ -137,6 +137,7 @@ class Engine:
             scheduler=self._scheduler,
             sessions=self.sessions,
             eos_id=self.tokenizer.eos_id,
+            prefix_cache=limits.prefix_cache,
         )
         self._observer = observer
         self._wake = threading.Condition()
@@ -230,6 +231,7 @@ class Engine:
             memory_bytes=self._slab.nbytes,
             session_memory_bytes=self.sessions.holding() * self.session_bytes,
             loosening=self.is_overloaded,
+            prefix_tokens=self._runner.prefix_tokens,
         )
 
     def stop(self, *, grace_s: float) -> None:

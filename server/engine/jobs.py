@@ -7,6 +7,8 @@ from collections.abc import Sequence as Seq
 from contextlib import contextmanager
 from dataclasses import replace
 
+from torch import Tensor
+
 from deq_model.adaptive_softmax import ClusteredLogSoftmax
 from server.engine.admission import Places
 from server.engine.batch import Accepted, Batch
@@ -16,6 +18,7 @@ from server.engine.predictions import Prediction, score
 from server.engine.sampling import NextToken, draw
 from server.engine.scheduler import Scheduler, Sequence
 from server.engine.sessions import SessionTable
+from server.engine.sharing import Sharing
 from server.engine.slab import Slab
 from server.engine.slots import SlotPool
 from server.engine.types import (
@@ -52,6 +55,7 @@ class JobRunner:
         scheduler: Scheduler,
         sessions: SessionTable,
         eos_id: int,
+        prefix_cache: int = 0,
     ) -> None:
         """Takes the engine's parts; ``rows`` are those of the slab's work area."""
         self.observer: Observer = Unobserved()
@@ -67,6 +71,12 @@ class JobRunner:
         self._with_candidates: list[Work] = []
         self._places = Places(scheduler.max_running)
         self._call_s = 0.0
+        self._sharing = Sharing(batch, slab, max_tokens=prefix_cache)
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens of ended prompts whose states are kept."""
+        return self._sharing.kept_tokens
 
     @property
     def has_room(self) -> bool:
@@ -157,16 +167,21 @@ class JobRunner:
         self._scheduler.add(sequence)
         if base is None:
             self._slab.reset(row)
-            return run
-        self._slab.load(base, row)
-        sequence.start = self._slab.length(row)
-        hidden, solved = self._slab.last(row)
-        first = tokens[0] if tokens else None
-        self._predictions.append(Prediction(run, hidden, solved, first))
+        else:
+            self._slab.load(base, row)
+            sequence.start = self._slab.length(row)
+            hidden, solved = self._slab.last(row)
+            first = tokens[0] if tokens else None
+            self._predictions.append(Prediction(run, hidden, solved, first))
+        self._sharing.start(run)
         return run
 
     def step(self) -> None:
         """One call of f for all running jobs, and what follows from it."""
+        for run in self._sharing.ready(time.monotonic() + self._call_s):
+            if not run.work.finished:
+                with self._alone(run.work):
+                    self._take_over(run)
         entries = self._scheduler.enter()
         self._batch.enter(entries)
         if entries and self._batch.starts_warm:
@@ -236,10 +251,25 @@ class JobRunner:
                 ),
             )
             return
-        last = token.index == len(run.sequence.inputs) - 1
+        self._sharing.note(run, token.z_star, solved)
+        self._predict(run, token.index, token.z_star, solved)
+
+    def _take_over(self, run: Run) -> None:
+        """Gives a run states that others have solved."""
+        part = self._sharing.take(run)
+        self.observer.shared(len(part.states))
+        for index, (z_star, solved) in enumerate(
+            zip(part.states, part.solved, strict=True), part.begin
+        ):
+            self._predict(run, index, z_star, solved)
+
+    def _predict(self, run: Run, index: int, z_star: Tensor, solved: Solved) -> None:
+        """Has the state of a token predict the next one, if that is known or to be drawn."""
+        target, work = run.targets[index], run.work
+        last = index == len(run.sequence.inputs) - 1
         drawing = last and work.ending is None and isinstance(work.job, GenerateJob)
         if target is not None or drawing:
-            self._predictions.append(Prediction(run, token.z_star, solved, target))
+            self._predictions.append(Prediction(run, z_star, solved, target))
 
     def _draw(self, prediction: Prediction) -> None:
         run, work = prediction.run, prediction.run.work
@@ -293,7 +323,7 @@ class JobRunner:
     def _finish_runs(self) -> None:
         closing = {run.work for run in self._runs.values() if run.work.closing is not None}
         for run in [run for run in self._runs.values() if run.sequence.done]:
-            if not run.work.finished:
+            if not run.work.finished and not run.parked:
                 with self._alone(run.work):
                     self._finish(run)
         for work in closing:
@@ -483,11 +513,13 @@ class JobRunner:
     def _drop_run(self, run: Run) -> None:
         del self._runs[run.sequence]
         run.work.runs.remove(run)
+        self._sharing.end(run)
         self._scheduler.remove(run.sequence)
         self._rows.release(run.sequence.slot)
 
     def _end(self, work: Work) -> None:
         work.finished = True
+        self._sharing.forget(work)
         self._release_base(work)
 
     def _release_base(self, work: Work) -> None:

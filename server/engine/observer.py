@@ -12,6 +12,9 @@ class Observer(Protocol):
     def started_warm(self, tokens: int) -> None:
         """So many tokens entered whose solves begin at fitted first states."""
 
+    def shared(self, tokens: int) -> None:
+        """So many tokens were taken over, as others had solved them."""
+
     def step(self, *, rows: int, sequences: int, seconds: float) -> None:
         """One call of f was made on ``rows`` tokens of ``sequences`` sequences."""
 
@@ -23,6 +26,9 @@ class Unobserved:
     """An observer that looks away."""
 
     def started_warm(self, tokens: int) -> None:
+        """Ignores them."""
+
+    def shared(self, tokens: int) -> None:
         """Ignores them."""
 
     def step(self, *, rows: int, sequences: int, seconds: float) -> None:

@@ -10,6 +10,8 @@ from deq_model.adaptive_softmax import ClusteredLogSoftmax
 from server.engine.types import ScoreJob, Solved, TokenLogprob
 from server.engine.work import Run
 
+_ROWS = 256
+"""Log-probabilities computed at once: a run may take over many tokens that others have solved."""
 _FULL_ROWS = 32
 """Whole distributions computed at once, for alternatives: bounds the memory of long requests."""
 
@@ -33,8 +35,11 @@ class Prediction:
 
 def score(softmax: ClusteredLogSoftmax, predictions: Seq[Prediction]) -> None:
     """Gives each prediction's run the log-probability of its target, which must be known."""
-    if not predictions:
-        return
+    for begin in range(0, len(predictions), _ROWS):
+        _score(softmax, predictions[begin : begin + _ROWS])
+
+
+def _score(softmax: ClusteredLogSoftmax, predictions: Seq[Prediction]) -> None:
     hidden = torch.stack([p.hidden for p in predictions])
     targets = torch.tensor([p.target for p in predictions], device=hidden.device)
     logprobs = softmax.target_logprob(hidden, targets).tolist()

@@ -125,7 +125,7 @@ class Prefixes(Generic[S]):
         trace.is_open = False
         self._open.remove(trace)
         size = len(trace.states)
-        del trace.tokens[size:]
+        trace.tokens = trace.tokens[:size]
         if not 0 < size <= self._max_tokens:
             return
         for other in [kept for kept in self._kept if kept.key == trace.key]:

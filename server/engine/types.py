@@ -224,6 +224,7 @@ class SolveStats:
         nonfinite_tokens: tokens for which f was never finite.
         loosened_tokens: tokens accepted above their tolerance as much work was waiting.
         applied_tol: loosest tolerance applied; 0 before the first token.
+        shared_tokens: tokens taken over as others had solved them; not among the solved ones.
     """
 
     nfe_total: int = 0
@@ -235,6 +236,7 @@ class SolveStats:
     nonfinite_tokens: int = 0
     loosened_tokens: int = 0
     applied_tol: float = 0.0
+    shared_tokens: int = 0
 
     def __add__(self, other: "SolveStats") -> "SolveStats":
         return SolveStats(
@@ -247,6 +249,7 @@ class SolveStats:
             self.nonfinite_tokens + other.nonfinite_tokens,
             self.loosened_tokens + other.loosened_tokens,
             max(self.applied_tol, other.applied_tol),
+            self.shared_tokens + other.shared_tokens,
         )
 
     @property
@@ -412,6 +415,7 @@ class EngineLimits:
         overload_tol: tolerance to which tokens are loosened while more jobs wait than
             ``overload_queue``; 0 for never.
         overload_queue: jobs that may wait before tokens are loosened.
+        prefix_cache: tokens whose states are kept for prompts that begin alike; 0 shares nothing.
     """
 
     max_batch_tokens: int = 512
@@ -422,11 +426,16 @@ class EngineLimits:
     window: int = 64
     overload_tol: float = 0.0
     overload_queue: int = 32
+    prefix_cache: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSnapshot:
-    """Gauges of the engine at one moment; ``loosening``: tokens are solved to overload_tol now."""
+    """Gauges of the engine at one moment.
+
+    ``loosening`` says whether tokens are solved to ``overload_tol`` now, ``prefix_tokens`` how many
+    tokens of ended prompts have their states kept.
+    """
 
     running_jobs: int
     waiting_jobs: int
@@ -437,3 +446,4 @@ class EngineSnapshot:
     memory_bytes: int
     session_memory_bytes: int
     loosening: bool = False
+    prefix_tokens: int = 0

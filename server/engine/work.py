@@ -3,7 +3,9 @@
 import random
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
 
+from server.engine.prefixes import Trace
 from server.engine.scheduler import Sequence
 from server.engine.types import (
     FinishReason,
@@ -31,6 +33,8 @@ class Run:
         candidate: which candidate it is; None for the job's own tokens.
         last: how its last accepted token was solved.
         early: whether a token was accepted before its own budget was spent, as the job's was.
+        trace: what others may take over of it; None for nothing.
+        parked: whether it waits for what others solve.
     """
 
     work: "Work"
@@ -40,6 +44,8 @@ class Run:
     candidate: int | None = None
     last: Solved | None = None
     early: bool = False
+    trace: Trace[Any] | None = None
+    parked: bool = False
 
     @property
     def held(self) -> int:
@@ -122,7 +128,9 @@ class Work:
     def is_solving(self) -> bool:
         """Whether the next calls of f bring more of its answer, or owe it the last drawn token."""
         owed = bool(self.drawn) and self.job.lease is not None
-        return any(run.sequence.rows or (owed and not run.sequence.done) for run in self.runs)
+        return any(
+            run.parked or run.sequence.rows or (owed and not run.sequence.done) for run in self.runs
+        )
 
     def count(self, solved: Solved, tol: float) -> None:
         """Adds a token, accepted under a tolerance of ``tol``, to the figures."""

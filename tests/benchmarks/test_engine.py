@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import engine, engine_call, engine_speed, engine_tables, engine_trained, models
+from benchmarks import (
+    engine,
+    engine_call,
+    engine_plots,
+    engine_speed,
+    engine_tables,
+    engine_trained,
+    models,
+)
 from benchmarks.engine_bench import QUICK, in_turns, places, spread
 from benchmarks.shapes import random_weights, tokenizer
 from deq_model.checkpoint import save_checkpoint
@@ -131,9 +139,18 @@ def test_changes_of_log_probabilities() -> None:
 
 
 def test_bandwidth_is_of_the_best_reader() -> None:
-    read = engine_call.bandwidth(4, torch.device("cpu"))
-    assert read["bytes_per_s"] == max(read["readers"].values()) > 1e8
+    read = engine_call.Bandwidth(4, torch.device("cpu"))
+    first = read.measure()
+    assert first == max(read.readers.values()) > 1e8
+    assert read.measure() >= first
     assert len(engine_call.seconds_each(lambda: None, torch.device("cpu"))) >= 3
+
+
+def test_pictures(tiny: Path, tmp_path: Path, capsys) -> None:
+    run(tiny, tmp_path, capsys, "--only=call,generate-1", "--settings=float32")
+    engine_plots.main(["--results", str(tmp_path / "engine.json"), "--out", str(tmp_path)])
+    for name in ("engine-call.png", "engine-calls-per-token.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_places_are_enough_for_one_owner() -> None:

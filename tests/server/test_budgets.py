@@ -182,3 +182,44 @@ def test_priority_and_owner_reach_the_engine(make_server):
         "peer ipv4:127.0.0.1",
         "owner ann",
     ]
+
+
+class TestSharing:
+    def test_the_same_beginning_is_solved_once(self, make_server):
+        server = make_server(prefix_cache=1000)
+        ann = Stubs(server.channel, owner="ann")
+        first = ann.score(TEXT, solver=TIGHT, top_k=2)
+        shared, kept = (
+            f'deqlm_{name}{{model="pieces"}}' for name in ("shared_tokens_total", "prefix_tokens")
+        )
+        before = server.metrics()
+        again = ann.score(TEXT + " And", solver=TIGHT, top_k=2)
+        after = server.metrics()
+        count = len(first.tokens)
+        assert first.solver.shared_tokens == 0
+        assert again.solver.shared_tokens == count + 1
+        assert again.solver.solved_tokens == len(again.tokens) - count
+        assert [t.logprob for t in again.tokens[:count]] == pytest.approx(
+            [t.logprob for t in first.tokens], abs=1e-5
+        )
+        assert after[shared] - before[shared] == count + 1
+        assert after[kept] > before[kept] >= count + 1
+        assert Stubs(server.channel, owner="bob").score(TEXT).solver.shared_tokens == 0
+        assert Stubs(server.channel).score(TEXT).solver.shared_tokens == 0
+
+    def test_also_where_a_stream_or_a_generation_begins(self, make_server):
+        server = make_server(prefix_cache=1000)
+        stubs = Stubs(server.channel)
+        count = len(stubs.score(TEXT, solver=TIGHT).tokens)
+        request = generation_pb2.GenerateRequest(
+            prompt=to_input(TEXT), stop={"max_tokens": 1}, solver=TIGHT
+        )
+        *_, last = stubs.generate(request)
+        assert (last.finished.solver.shared_tokens, last.finished.solver.nfe_total) == (
+            count + 1,
+            0,
+        )
+        *_, last = stubs.stream([TEXT, FLUSH, " And"], solver=TIGHT)
+        assert last.solver.shared_tokens > 1
+        assert last.solver.shared_tokens + last.solver.solved_tokens == count + 2
+        assert last.committed_position == count + 1
