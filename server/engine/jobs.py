@@ -13,9 +13,10 @@ from deq_model.adaptive_softmax import ClusteredLogSoftmax
 from server.engine.admission import Places
 from server.engine.batch import Accepted, Batch
 from server.engine.errors import Cancelled, EngineError, EngineFailed, NotConverged
+from server.engine.next_token import NextToken
 from server.engine.observer import Observer, Unobserved
 from server.engine.predictions import Prediction, score
-from server.engine.sampling import NextToken, draw
+from server.engine.sampling import draw
 from server.engine.scheduler import Scheduler, Sequence
 from server.engine.sessions import SessionTable
 from server.engine.sharing import Sharing

@@ -1,87 +1,19 @@
 """Drawing the next token from the adaptive softmax: exact, and lazy about its tails.
 
-Letters: V ``n_token``. Everything here works on one position; log-probabilities are natural.
+A tail's words together, whatever is done to them, weigh no more than can be told from the tail's
+own probability. So the words of a tail are computed only when a draw falls into that bound, or when
+a filter cannot tell whether it keeps one of them.
 """
 
+import math
 import random
 from collections.abc import Collection
 
 import torch
 from torch import Tensor
 
-from deq_model.adaptive_softmax import ClusteredLogSoftmax, Head
+from server.engine.next_token import NextToken
 from server.engine.types import Sampling
-
-
-class NextToken:
-    """The distribution after one hidden state; tails are computed when somebody needs them."""
-
-    def __init__(self, softmax: ClusteredLogSoftmax, hidden: Tensor) -> None:
-        """Takes the state ``(d_model,)``."""
-        self._softmax = softmax
-        self._hidden = hidden[None]
-        self._head: Head = softmax.head(self._hidden)
-        self._full: Tensor | None = None
-        self._tails: dict[int, Tensor] = {}
-
-    @property
-    def tails_computed(self) -> int:
-        """How many tail clusters were needed so far."""
-        return len(self._tails)
-
-    def full(self) -> Tensor:
-        """Log-probabilities of all words, ``(V,)``."""
-        if self._full is None:
-            n_cluster = self._softmax.config.n_cluster
-            tails = [self._in_tail(i) for i in range(1, n_cluster)]
-            self._full = torch.cat([self._head.words[0], *tails])
-        return self._full
-
-    def logprob(self, token_id: int) -> float:
-        """Of one word."""
-        edges = self._softmax.edges
-        cluster = sum(token_id >= edge for edge in edges[1:-1])
-        if cluster == 0:
-            return float(self._head.words[0, token_id])
-        return float(self._in_tail(cluster)[token_id - edges[cluster]])
-
-    def top(self, k: int) -> tuple[tuple[int, float], ...]:
-        """The k most likely words, best first; ties by id."""
-        if k == 0:
-            return ()
-        words = self._ranked(k)
-        best, ids = words.sort(descending=True, stable=True)
-        pairs = zip(ids[:k].tolist(), best[:k].tolist(), strict=True)
-        return tuple((int(token_id), float(logprob)) for token_id, logprob in pairs)
-
-    def _ranked(self, k: int) -> Tensor:
-        """Log-probabilities of a prefix of the vocabulary that holds the k most likely words."""
-        words, clusters = self._head.words[0], self._head.clusters[0]
-        if clusters.numel() == 0:
-            return words
-        if k <= words.numel() and words.topk(k).values[-1] >= clusters.max():
-            return words  # no word of a tail is likelier than its whole cluster
-        return self.full()
-
-    def _in_tail(self, cluster: int) -> Tensor:
-        if cluster not in self._tails:
-            within = self._softmax.tail(cluster, self._hidden)[0]
-            self._tails[cluster] = self._head.clusters[0, cluster - 1] + within
-        return self._tails[cluster]
-
-    def draw_plain(self, uniform: float) -> int:
-        """Draws from the distribution as it is: first the head, then at most one tail.
-
-        One uniform number serves both: what is left of it inside the chosen cluster is uniform.
-        """
-        words, clusters = self._head.words[0], self._head.clusters[0]
-        chances = torch.cat([words, clusters]).double().exp()
-        index, rest = _invert(chances, uniform)
-        if index < words.numel():
-            return index
-        cluster = index - words.numel() + 1
-        local, _ = _invert(self._in_tail(cluster).double().exp(), rest)
-        return self._softmax.edges[cluster] + local
 
 
 def draw(
@@ -105,51 +37,195 @@ def draw(
         The token's id.
     """
     uniform = generator.random()
-    penalised = sampling.repetition_penalty != 1.0 and len(seen) > 0
-    if sampling.temperature == 0 and not penalised and not forbidden:
-        return distribution.top(1)[0][0]
-    if _is_plain(sampling) and not penalised and not forbidden:
-        return distribution.draw_plain(uniform)
-    score = distribution.full().double()
-    if penalised:
-        index = torch.tensor(sorted(seen), device=score.device)
-        score = score.index_copy(0, index, score[index] * sampling.repetition_penalty)
-        # What a huge penalty makes infinite would be no number once it is compared with itself.
-        score = score.clamp(min=torch.finfo(score.dtype).min)
-    if forbidden:
-        index = torch.tensor(sorted(forbidden), device=score.device)
-        score = score.index_fill(0, index, -torch.inf)
+    scores = _Scores(distribution, sampling, seen, forbidden)
+    filtered = sampling.top_k or sampling.top_p < 1.0 or sampling.min_p > 0.0
+    if sampling.temperature > 0 and not filtered:
+        return _drawn(scores, uniform)
+    while scores.bound > scores.best:
+        scores.resolve_likeliest()
     if sampling.temperature == 0:
-        return int(score.argmax())
-    # The best word stays finite at any temperature, so that the smallest ones are greedy.
-    score = (score - score.max()) / sampling.temperature
-    token_id, _ = _invert(_filtered(score, sampling).exp(), uniform)
-    return token_id
+        return scores.id_of(int(scores.known.argmax()))
+    weights = _filtered(scores, sampling)
+    return scores.id_of(_invert(weights, uniform)[0])
 
 
-def _is_plain(sampling: Sampling) -> bool:
-    return (
-        sampling.temperature == 1.0
-        and sampling.top_k == 0
-        and sampling.top_p == 1.0
-        and sampling.min_p == 0.0
-    )
+class _Scores:
+    """Log-probabilities after penalty and bans: of the head, and of the tails resolved so far.
+
+    Attributes:
+        known: ``(m,)`` float64, in the order of ids.
+        best: the largest of them.
+        edges: first ids of the clusters, and ``n_token``.
+    """
+
+    def __init__(
+        self,
+        distribution: NextToken,
+        sampling: Sampling,
+        seen: Collection[int],
+        forbidden: Collection[int],
+    ) -> None:
+        self._distribution, self._temperature = distribution, sampling.temperature
+        self.edges = distribution.edges
+        self._forbidden = forbidden
+        self._penalty = sampling.repetition_penalty
+        self._seen = seen if self._penalty != 1.0 else ()
+        clusters = enumerate(distribution.clusters.tolist(), start=1)
+        self._open = {cluster: logprob for cluster, logprob in clusters}
+        self._resolved = [(0, self._modified(0))]
+        if self._penalty < 1.0:  # it makes words likelier than their cluster tells
+            for cluster in {distribution.cluster_of(i) for i in self._seen} - {0}:
+                self.resolve(cluster)
+        self._join()
+
+    @property
+    def bound(self) -> float:
+        """No word of a tail that is open scores higher; −inf when none is."""
+        return max(self._open.values(), default=-math.inf)
+
+    @property
+    def highest(self) -> float:
+        """No word scores higher."""
+        return max(self.best, self.bound)
+
+    @property
+    def open_weights(self) -> dict[int, float]:
+        """At most what the words of each open tail weigh together, see ``weights``."""
+        return {cluster: self._most(cluster) for cluster in self._open}
+
+    def _most(self, cluster: int) -> float:
+        """By p_i ≤ Σp and, where the temperature makes words more alike, by their mean."""
+        size = self.edges[cluster + 1] - self.edges[cluster]
+        more_alike = max(0.0, 1 - 1 / self._temperature) * math.log(size)
+        return math.exp((self._open[cluster] - self.highest) / self._temperature + more_alike)
+
+    @property
+    def word_weight(self) -> float:
+        """No word of an open tail weighs more; −1 when none is open."""
+        if not self._open:
+            return -1.0
+        return math.exp((self.bound - self.highest) / self._temperature)
+
+    def resolve(self, cluster: int) -> Tensor:
+        """Scores of the words of an open tail, which is not open any more."""
+        del self._open[cluster]
+        words = self._modified(cluster)
+        self._resolved.append((cluster, words))
+        self._resolved.sort(key=lambda pair: pair[0])
+        self._join()
+        return words
+
+    def resolve_likeliest(self) -> None:
+        """Resolves the likeliest tail that is open."""
+        self.resolve(max(self._open, key=self._open.__getitem__))
+
+    def weights(self, scores: Tensor, highest: float | None = None) -> Tensor:
+        """What scores weigh: ``exp((score − highest) / temperature)``, see ``highest``."""
+        # The best word stays finite at any temperature, so that the smallest ones are greedy.
+        highest = self.highest if highest is None else highest
+        return ((scores - highest) / self._temperature).exp()
+
+    def id_of(self, index: int) -> int:
+        """The word at an index of ``known``."""
+        for cluster, words in self._resolved:
+            if index < words.numel():
+                return self.edges[cluster] + index
+            index -= words.numel()
+        raise IndexError(index)
+
+    def _join(self) -> None:
+        self.known = torch.cat([words for _, words in self._resolved])
+        self.best = float(self.known.max())
+
+    def _modified(self, cluster: int) -> Tensor:
+        source = self._distribution
+        words = (source.tail(cluster) if cluster else source.words).double()
+        if self._seen:
+            index = self._local(cluster, self._seen)
+            words = words.index_copy(0, index, words[index] * self._penalty)
+            # What a huge penalty makes infinite would be no number once it is compared with itself.
+            words = words.clamp(min=torch.finfo(words.dtype).min)
+        if self._forbidden:
+            words = words.index_fill(0, self._local(cluster, self._forbidden), -torch.inf)
+        return words
+
+    def _local(self, cluster: int, ids: Collection[int]) -> Tensor:
+        first, end = self.edges[cluster : cluster + 2]
+        inside = sorted(i - first for i in ids if first <= i < end)
+        return torch.tensor(inside, dtype=torch.long, device=self._distribution.words.device)
 
 
-def _filtered(score: Tensor, sampling: Sampling) -> Tensor:
-    """Log-probabilities ``(V,)`` of the words that pass, −inf for the others."""
-    score = score.log_softmax(-1)
-    if 0 < sampling.top_k < score.numel():
-        order = score.sort(descending=True, stable=True).indices
-        score = score.index_fill(0, order[sampling.top_k :], -torch.inf).log_softmax(-1)
+def _drawn(scores: _Scores, uniform: float) -> int:
+    """Draws from all words, none of them filtered out.
+
+    By rejection: a draw may fall to a tail's bound; then it falls to one of its words, or to what
+    the bound was too high by, and is made again. What is left of a uniform number inside the
+    outcome that it chose is uniform again, so one number serves for all.
+    """
+    while True:
+        tails, highest = scores.open_weights, scores.highest
+        known = scores.weights(scores.known)
+        index, rest = _invert(torch.cat([known, known.new_tensor(list(tails.values()))]), uniform)
+        if index < known.numel():
+            return scores.id_of(index)
+        cluster = list(tails)[index - known.numel()]
+        inside = scores.weights(scores.resolve(cluster), highest)
+        most, total = tails[cluster], float(inside.sum())
+        if rest * most < total:
+            return scores.edges[cluster] + _invert(inside, rest * most / total)[0]
+        uniform = (rest * most - total) / (most - total)
+
+
+def _filtered(scores: _Scores, sampling: Sampling) -> Tensor:
+    """What the known words weigh that pass the filters, and 0 for the others; tails as needed."""
+    while True:
+        weights = scores.weights(scores.known)
+        kept = _kept(weights, scores, sampling)
+        if kept is not None:
+            return torch.where(kept, weights, 0.0)
+        scores.resolve_likeliest()
+
+
+def _kept(weights: Tensor, scores: _Scores, sampling: Sampling) -> Tensor | None:
+    """Which known words pass; None where that depends on the words of tails that are open."""
+    kept = torch.ones_like(weights, dtype=torch.bool)
+    bound, spread = scores.word_weight, sum(scores.open_weights.values())
+    if 0 < sampling.top_k < scores.edges[-1]:
+        least = _at(weights, sampling.top_k)
+        if bound >= least:
+            return None
+        kept, bound, spread = _first(weights, sampling.top_k), -1.0, 0.0
     if sampling.top_p < 1.0:
-        ranked, order = score.sort(descending=True, stable=True)
-        before = ranked.exp().cumsum(0) - ranked.exp()
-        score = score.index_fill(0, order[before >= sampling.top_p], -torch.inf).log_softmax(-1)
+        ranked, order = (weights * kept).sort(descending=True, stable=True)
+        before = ranked.cumsum(0) - ranked
+        total = float(ranked.sum())
+        count, most = (
+            int((before < sampling.top_p * mass).sum()) for mass in (total, total + spread)
+        )
+        if count != most or bound >= float(ranked[count - 1]):
+            return None
+        kept = kept & torch.zeros_like(kept).index_fill(0, order[:count], True)
+        bound = -1.0
     if sampling.min_p > 0.0:
-        least = score.max().exp() * sampling.min_p
-        score = score.masked_fill(score.exp() < least, -torch.inf)
-    return score
+        if bound >= sampling.min_p:
+            return None
+        kept = kept & (weights >= sampling.min_p)  # the best word weighs 1
+    return kept
+
+
+def _at(weights: Tensor, rank: int) -> float:
+    """The weight of a rank, from 1 on; −1 where there are fewer."""
+    return float(weights.topk(rank).values[-1]) if rank <= weights.numel() else -1.0
+
+
+def _first(weights: Tensor, count: int) -> Tensor:
+    """The heaviest ``count``; among equals ids decide."""
+    if count >= weights.numel():
+        return torch.ones_like(weights, dtype=torch.bool)
+    least = _at(weights, count)
+    above = weights > least
+    equal = (weights == least).nonzero().squeeze(1)[: count - int(above.sum())]
+    return above.index_fill(0, equal, True)
 
 
 def _invert(chances: Tensor, uniform: float) -> tuple[int, float]:

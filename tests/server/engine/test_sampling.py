@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.engine.sampling import NextToken, draw
+from server.engine.next_token import NextToken
+from server.engine.sampling import draw
 from server.engine.types import Sampling
 from tests.server.engine.helpers import small_model
 
@@ -26,6 +27,11 @@ def distribution(seed: int) -> NextToken:
     return NextToken(MODEL.softmax, hidden.detach())
 
 
+def full(seed: int) -> torch.Tensor:
+    """Log-probabilities of all words, ``(V,)``."""
+    return MODEL.softmax.log_prob(distribution(seed)._hidden)[0]
+
+
 def draws(seed: int, sampling: Sampling, count: int, **sets: object) -> Counter[int]:
     generator = random.Random(7)
     options = {"seen": (), "forbidden": (), **sets}
@@ -40,7 +46,7 @@ def draws(seed: int, sampling: Sampling, count: int, **sets: object) -> Counter[
 def expected(seed: int, sampling: Sampling, seen: tuple[int, ...] = ()) -> list[float]:
     """The distribution after all filters, written plainly in Python."""
     with torch.no_grad():
-        logprob = distribution(seed).full().tolist()
+        logprob = full(seed).tolist()
     score = [x * sampling.repetition_penalty if i in seen else x for i, x in enumerate(logprob)]
     chance = [math.exp(x / sampling.temperature) for x in score]
     order = sorted(range(len(chance)), key=lambda i: (-chance[i], i))
@@ -89,7 +95,7 @@ def test_greedy_takes_the_best_word_wherever_it_is() -> None:
     clusters = set()
     for seed in range(60):
         with torch.no_grad():
-            best = int(distribution(seed).full().argmax())
+            best = int(full(seed).argmax())
         assert set(draws(seed, Sampling(temperature=0.0), 2)) == {best}
         clusters.add(sum(best >= cutoff for cutoff in MODEL.config.cutoffs))
     assert len(clusters) > 1, "every best word was in the head: the test shows nothing of tails"
@@ -147,7 +153,7 @@ TINIEST = 5e-324
 )
 def test_the_smallest_temperature_takes_the_most_likely(sampling: Sampling, sets: dict) -> None:
     for seed in range(20):
-        ranked = distribution(seed).full().argsort(descending=True).tolist()
+        ranked = full(seed).argsort(descending=True).tolist()
         barred = {*sets.get("forbidden", ()), *sets.get("seen", ())}
         best = next(token_id for token_id in ranked if token_id not in barred)
         assert draws(seed, sampling, 3, **sets) == {best: 3}
