@@ -3,17 +3,38 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from benchmarks import engine_targets
+
 BASELINE = "baseline"
 
 
+MARKS = ("<!-- results -->\n", "<!-- /results -->")
+"""Between them a document has the tables."""
+
+
+def into(document: str, found: str) -> str:
+    """The document with ``found`` between its marks.
+
+    Raises:
+        ValueError: there are no marks.
+    """
+    before, begin, rest = document.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not end:
+        raise ValueError(f"the document must have {MARKS[0].strip()} and {MARKS[1]}")
+    return f"{before}{begin}{found}\n{end}{after}"
+
+
 def tables(results: dict[str, Any], names: Sequence[str]) -> str:
-    """Those of the sections that were measured, each with what it was measured on."""
+    """Targets, then the sections that were measured, each with what it was measured on."""
+    settings = list(results["settings"])
+    measured = {name: results["sections"][name] for name in names if name in results["sections"]}
     parts = []
-    for name in names:
-        found = results["sections"].get(name)
-        if found is not None:
-            make = next(make for start, make in _TABLES.items() if name.startswith(start))
-            parts += [f"### {name}", make(found, results), _run(found["run"])]
+    if summary := engine_targets.rows(measured, settings):
+        parts.append(table(("", "target", *settings), summary))
+    for name, found in measured.items():
+        make = next(make for start, make in _TABLES.items() if name.startswith(start))
+        parts += [f"### {name}", make(found), _run(found["run"])]
     return "\n\n".join(parts)
 
 
@@ -40,7 +61,7 @@ def _run(run: dict[str, Any]) -> str:
     )
 
 
-def _speed(found: dict[str, Any], _: dict[str, Any]) -> str:
+def _speed(found: dict[str, Any]) -> str:
     """Generation, or scoring."""
     competitors = found["competitors"]
     base = competitors[BASELINE]["tokens_per_s"]
@@ -67,7 +88,7 @@ def _speed(found: dict[str, Any], _: dict[str, Any]) -> str:
     return table((*head, "not converged"), rows)
 
 
-def _call(found: dict[str, Any], _: dict[str, Any]) -> str:
+def _call(found: dict[str, Any]) -> str:
     read = found["bandwidth"]
     readers = ", ".join(f"{n} {v / 1e9:.1f}" for n, v in read["readers"].items())
     lines = [f"Read bandwidth {read['bytes_per_s'] / 1e9:.1f} GB/s, the best of: {readers}."]
@@ -98,7 +119,7 @@ def _call(found: dict[str, Any], _: dict[str, Any]) -> str:
     return "\n\n".join(lines)
 
 
-def _trained(found: dict[str, Any], _: dict[str, Any]) -> str:
+def _trained(found: dict[str, Any]) -> str:
     lines = []
     for kind, key, what in (
         ("generation", "nfe_mean", "calls of f per generated token"),
@@ -124,7 +145,7 @@ def _trained(found: dict[str, Any], _: dict[str, Any]) -> str:
     return "\n\n".join(lines)
 
 
-def _wait(found: dict[str, Any], _: dict[str, Any]) -> str:
+def _wait(found: dict[str, Any]) -> str:
     rows = [
         (name, spread(one["calls"], digits=0), str(len(one["calls"]["all"])))
         for name, one in _by_setting(found)
@@ -132,7 +153,7 @@ def _wait(found: dict[str, Any], _: dict[str, Any]) -> str:
     return table(("", "calls waited, median (least – most)", "requests"), rows)
 
 
-def _gap(found: dict[str, Any], _: dict[str, Any]) -> str:
+def _gap(found: dict[str, Any]) -> str:
     rows = [
         (
             name,
@@ -145,7 +166,7 @@ def _gap(found: dict[str, Any], _: dict[str, Any]) -> str:
     return table(("", "ms alone", "ms beside a long request", "ratio"), rows)
 
 
-def _growth(found: dict[str, Any], _: dict[str, Any]) -> str:
+def _growth(found: dict[str, Any]) -> str:
     settings = list(_by_setting(found))
     counts = list(settings[0][1])
     rows = []
@@ -159,7 +180,7 @@ def _growth(found: dict[str, Any], _: dict[str, Any]) -> str:
     return table(head, rows)
 
 
-def _grpc(found: dict[str, Any], _: dict[str, Any]) -> str:
+def _grpc(found: dict[str, Any]) -> str:
     rows = []
     for name, one in _by_setting(found):
         ours, theirs = (one["tokens_per_s"][way] for way in ("in process", "gRPC"))
@@ -172,7 +193,7 @@ def _by_setting(found: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [(name, one) for name, one in found.items() if name != "run"]
 
 
-_TABLES: dict[str, Callable[[dict[str, Any], dict[str, Any]], str]] = {
+_TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "generate": _speed,
     "score": _speed,
     "call": _call,

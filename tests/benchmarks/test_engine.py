@@ -13,6 +13,7 @@ from benchmarks import (
     engine_plots,
     engine_speed,
     engine_tables,
+    engine_targets,
     engine_trained,
     models,
 )
@@ -180,3 +181,28 @@ def test_trained_models_are_in_the_cache(tmp_path: Path) -> None:
     again = models.trained_models(tmp_path, more=[found[2].folder])
     assert (again[0].folder / "warm_start.json").exists()
     assert again[-1].text == models.PEERS / "test.txt.xz"
+
+
+def test_tables_are_put_between_the_marks() -> None:
+    document = "before\n<!-- results -->\nold\n<!-- /results -->\nafter\n"
+    found = engine_tables.into(document, "new")
+    assert found == "before\n<!-- results -->\nnew\n<!-- /results -->\nafter\n"
+    with pytest.raises(ValueError, match="must have <!-- results --> and <!-- /results -->"):
+        engine_tables.into("nothing", "new")
+
+
+def test_targets_are_told_where_they_were_measured() -> None:
+    rate = {
+        name: {"tokens_per_s": spread([value])} for name, value in (("baseline", 2.0), ("a", 50))
+    }
+    sections = {
+        "generate-1": {"competitors": rate},
+        "wait": {"a": {"calls": spread([0.0, 1.0])}, "run": {}},
+        "growth": {"a": {"1": spread([1.0]), "100": spread([1.04]), "1000": spread([1.02])}},
+    }
+    rows = engine_targets.rows(sections, ["a", "b"])
+    assert [(row[1], *row[2:]) for row in rows] == [
+        ("≥ 20", "25.0 (50.0/s)", ""),
+        ("≤ 1", "1 at most", ""),
+        ("≤ +5%", "+4.0%", ""),
+    ]
