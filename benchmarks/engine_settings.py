@@ -1,7 +1,7 @@
 """The ways of running the engine that its benchmarks compare."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -37,20 +37,34 @@ class Setting:
     limits: Mapping[str, Any] = field(default_factory=dict)
 
 
+_SERVED = Setting(
+    name="served",
+    what="as deqlm serve does by default: weights in float16, early calls of large models in int8, "
+    "3e-3",
+    dtype=torch.float16,
+    tol=3e-3,
+    early="auto",
+)
+
 SETTINGS = {
     setting.name: setting
     for setting in (
-        Setting(
-            name="served",
-            what="as deqlm serve does by default: weights in float16, early calls of large models "
-            "in int8, 3e-3",
-            dtype=torch.float16,
-            tol=3e-3,
-            early="auto",
-        ),
-        Setting(name="float16", what="weights in float16, 3e-3", dtype=torch.float16, tol=3e-3),
+        _SERVED,
         Setting(name="float32", what="float32, 1e-3"),
         Setting(name="bfloat16", what="bfloat16, 5e-3", dtype=torch.bfloat16, tol=5e-3),
+        # What each means pays: served without it.
+        replace(_SERVED, name="cold", what="served, from zeros", warm=False),
+        replace(_SERVED, name="float16", what="served, without early calls in int8", early="none"),
+        replace(
+            _SERVED,
+            name="float32-3e-3",
+            what="float16, with float32",
+            dtype=torch.float32,
+            early="none",
+        ),
+        replace(_SERVED, name="uncosted", what="served, without the times of calls", by_cost=False),
+        replace(_SERVED, name="window-1", what="served, one token at a time", limits={"window": 1}),
+        replace(_SERVED, name="window-16", what="served, at most 16", limits={"window": 16}),
     )
 }
 

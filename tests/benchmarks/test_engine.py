@@ -1,6 +1,7 @@
 """The engine's benchmark runs, on a model that is solved in a moment, and its sums are right."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +18,9 @@ from benchmarks import (
     engine_trained,
     models,
 )
-from benchmarks.engine_bench import QUICK, in_turns, places, spread
+from benchmarks.engine_bench import QUICK, in_turns, load_map, places, spread
 from benchmarks.shapes import random_weights, tokenizer
-from deq_model.checkpoint import save_checkpoint
+from deq_model.checkpoint import load_checkpoint, save_checkpoint
 from deq_model.config import PRESETS
 from server.engine.admission import Places
 
@@ -206,3 +207,13 @@ def test_targets_are_told_where_they_were_measured() -> None:
         ("≤ 1", "1 at most", ""),
         ("≤ +5%", "+4.0%", ""),
     ]
+
+
+@pytest.mark.slow
+def test_a_map_is_fitted_once(tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny, folder)
+    text = models._zipf_file(tmp_path, folder, 3000)
+    assert "calls of f per token" in models._fit(folder, text, tokens=1500)
+    assert models._fit(folder, text, tokens=1500) == "copy: has a map"
+    assert load_map(folder, load_checkpoint(folder, device="cpu")) is not None
