@@ -262,3 +262,15 @@ class TestWaiting:
         assert 4 < len(leader.tokens) < len(TEXT)
         assert follower.stats.shared_tokens == leader.stats.solved_tokens
         assert logprobs(follower) == pytest.approx(reference(MODEL, TEXT), abs=NEAR)
+
+
+def test_kept_states_hold_no_others_memory(caller: Caller) -> None:
+    jobs = [caller.score((*TEXT, *TEXT, *TEXT), owner=owner) for owner in ("ann", "bob")]
+    for job in jobs:
+        caller.result(job)
+    kept = caller.engine._runner._sharing._prefixes._kept
+    traces = [trace for trace in kept if ("fresh", "ann") == trace.key]
+    states = [state for trace in traces for state in trace.states]
+    assert len(states) == caller.engine._runner._sharing._prefixes.longest == 50
+    held = {state.untyped_storage().data_ptr(): state.untyped_storage() for state in states}
+    assert sum(storage.nbytes() for storage in held.values()) == sum(s.nbytes for s in states)
