@@ -81,3 +81,6 @@ EXACT = Setting(
     limits={"window": 1},
 )
 """The reference of every change of a log-probability."""
+
+EXACT_FLOAT32 = replace(EXACT, name="exact-float32", dtype=torch.float32, limits={"window": 16})
+"""For the big model, whose calls take long; from the map if there is one."""

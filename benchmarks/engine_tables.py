@@ -79,12 +79,11 @@ def _speed(found: dict[str, Any]) -> str:
         ]
         cells += [f"{one['evaluations_per_token']:.1f}"] if scored else []
         cells.append(f"{one['nfe_mean']:.1f}")
-        change = one.get("change_from_baseline")
-        if scored and found["streams"] == 1:
-            cells.append("" if change is None else f"{change:.1e}")
+        if "change_mean" in one:
+            cells += [f"{one['change_mean']:.1e}", f"{one['perplexity_change']:+.2%}"]
         rows.append((*cells, str(one["unconverged"])))
-    if scored and found["streams"] == 1:
-        head.append("mean change of log-probability from the baseline's")
+    if "change_mean" in competitors[BASELINE]:
+        head += ["mean change of log-probability", "of perplexity"]
     return table((*head, "not converged"), rows)
 
 
