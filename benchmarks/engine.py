@@ -22,7 +22,7 @@ from benchmarks import engine_tables
 from benchmarks.engine_bench import QUICK, Bench, Result, Sizes
 from benchmarks.engine_call import calls
 from benchmarks.engine_grpc import through_grpc
-from benchmarks.engine_settings import SETTINGS
+from benchmarks.engine_settings import DEFAULT, SETTINGS
 from benchmarks.engine_shared import gaps, growth, waits
 from benchmarks.engine_speed import generation, scoring
 from benchmarks.engine_trained import trained
@@ -109,10 +109,14 @@ def main(arguments: list[str] | None = None) -> None:
     results: Result = {"sections": {}}
     if out.exists():
         results = json.loads(out.read_text(encoding="utf-8"))
-    results["settings"] = {name: setting.what for name, setting in SETTINGS.items()}
+    results["settings"] = {name: SETTINGS[name].what for name in options.settings}
     if not options.tables:
         measure(bench, names, results, out)
-    print(engine_tables.tables(results, names))
+    found = engine_tables.tables(results, names)
+    print(found)
+    if options.document:
+        text = options.document.read_text(encoding="utf-8")
+        options.document.write_text(engine_tables.into(text, found), encoding="utf-8")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -124,9 +128,10 @@ def parser() -> argparse.ArgumentParser:
         default="",
         help="sections to measure, as call,generate-1; score is all that begin with score-",
     )
-    add("--settings", nargs="*", choices=list(SETTINGS), default=list(SETTINGS))
+    add("--settings", nargs="*", choices=list(SETTINGS), default=list(DEFAULT))
     add("--quick", action="store_true", help="a little of each, to see that it runs")
     add("--tables", action="store_true", help="print the tables of what was measured before")
+    add("--document", type=Path, help="Markdown file to put the tables into, between its marks")
     add("--model", type=Path, help="in place of the random 98M: a checkpoint with a tokenizer")
     add(
         "--peer", type=Path, action="append", default=[], help="a further trained model; repeatable"

@@ -1,5 +1,6 @@
 """What every section of the engine's benchmark is told, and what it measures with."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.engine_drive import Driver
 from benchmarks.engine_settings import Setting
@@ -15,6 +17,9 @@ from benchmarks.shapes import load, zipf_text
 from deq_model.checkpoint import LoadedCheckpoint, load_checkpoint, load_config
 from deq_model.config import ModelConfig
 from deq_model.warm_start import WarmStart, load_warm_start
+
+OFF = 0.05
+"""A log-probability that differs by more than this from the exact one counts as off."""
 
 Result = dict[str, Any]
 """What a section found, ready for JSON."""
@@ -142,6 +147,18 @@ def spread(values: Sequence[float]) -> Result:
         "min": min(values),
         "max": max(values),
         "all": list(values),
+    }
+
+
+def changes(found: Tensor, exact: Tensor) -> Result:
+    """Of log-probabilities ``(n,)``; the perplexity's is relative."""
+    change = (found.double() - exact.double()).abs()
+    return {
+        "change_mean": float(change.mean()),
+        "change_median": float(change.median()),
+        "off": float((change > OFF).double().mean()),
+        "perplexity": math.exp(-float(found.double().mean())),
+        "perplexity_change": math.expm1(float((exact.double() - found.double()).mean())),
     }
 
 

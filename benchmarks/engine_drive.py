@@ -12,6 +12,7 @@ import torch
 from benchmarks.engine_settings import Setting
 from deq_model.checkpoint import LoadedCheckpoint
 from deq_model.warm_start import WarmStart
+from server.config import ServerConfig
 from server.engine.engine import Engine
 from server.engine.observer import Unobserved
 from server.engine.types import (
@@ -29,6 +30,7 @@ from server.engine.types import (
     Solve,
     Stop,
 )
+from server.loading import pick_early
 
 OWNER = "benchmark"
 
@@ -145,6 +147,7 @@ class Driver:
         self.setting, self.calls = setting, Calls()
         self.solve = Solve(tol=setting.tol, max_nfe=setting.max_nfe)
         self.limits = replace(EngineLimits(), **{**limits, **setting.limits})
+        early = ServerConfig(early_dtype=setting.early)
         self.engine = Engine(
             checkpoint,
             name=setting.name,
@@ -153,9 +156,11 @@ class Driver:
             limits=self.limits,
             observer=self.calls,
             warm_start=warm_start if setting.warm else None,
-            **setting.engine,
+            early_int8=pick_early(early, device, checkpoint.config),
         )
         self._serial = 0
+        if setting.by_cost:
+            self.engine.measure_calls()
         self.engine.start()
 
     def __enter__(self) -> Self:

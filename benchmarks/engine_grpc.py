@@ -5,6 +5,7 @@ shares the machine's cores with the server, as the engine in process does not wi
 """
 
 import asyncio
+import dataclasses
 import os
 import re
 import signal
@@ -16,6 +17,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
+import torch
+
 from benchmarks.engine_bench import Bench, Result, in_turns, places, spread
 from benchmarks.engine_drive import Driver
 from benchmarks.engine_settings import Setting
@@ -23,32 +26,22 @@ from benchmarks.engine_speed import rate, steady_rate
 from benchmarks.models import ROOT
 from client.aio import AsyncClient
 from client.options import SamplingOptions, StopOptions
+from server.engine.types import EngineLimits
 
 _READY = re.compile(r"serving \S+ at (\S+?),? ")
-_DTYPES = ("float32", "bfloat16")
 
 
 def through_grpc(bench: Bench) -> Result:
     """Tokens per second of many streams, by way and setting."""
-    found: Result = {}
-    for setting in bench.settings:
-        dtype = str(setting.dtype).removeprefix("torch.")
-        if dtype not in _DTYPES:
-            bench.tell(f"{setting.name}: not a format of the server")
-            continue
-        found[setting.name] = _compare(bench, setting, dtype)
-    return found
+    return {setting.name: _compare(bench, setting) for setting in bench.settings}
 
 
-def _compare(bench: Bench, setting: Setting, dtype: str) -> Result:
+def _compare(bench: Bench, setting: Setting) -> Result:
     streams = bench.sizes.streams
     texts = bench.texts(streams, bench.config.mem_len)
-    flags = (f"--dtype={dtype}", f"--tol={setting.tol}", f"--default-max-nfe={setting.max_nfe}")
     with (
         bench.driver(setting, max_running=places(streams)) as driver,
-        _server(
-            bench, *flags, f"--max-running={places(streams)}", f"--window={driver.limits.window}"
-        ) as address,
+        _server(bench, setting, driver.limits) as address,
         asyncio.Runner() as runner,
     ):
         client = AsyncClient(address, timeout_s=None)
@@ -64,12 +57,30 @@ def _compare(bench: Bench, setting: Setting, dtype: str) -> Result:
     return {"streams": streams, "tokens_per_s": rates}
 
 
+def _flags(setting: Setting, limits: EngineLimits) -> list[str]:
+    """What has the server run an engine as the one in process."""
+    flags = {
+        "dtype": str(setting.dtype).removeprefix("torch."),
+        "early-dtype": setting.early,
+        "tol": setting.tol,
+        "default-max-nfe": setting.max_nfe,
+        "warm-start": "auto" if setting.warm else "off",
+        "threads": torch.get_num_threads(),
+        **{
+            field.name.replace("_", "-"): getattr(limits, field.name)
+            for field in dataclasses.fields(limits)
+        },
+    }
+    return [f"--{name}={value}" for name, value in flags.items()]
+
+
 @contextmanager
-def _server(bench: Bench, *flags: str) -> Iterator[str]:
+def _server(bench: Bench, setting: Setting, limits: EngineLimits) -> Iterator[str]:
     """Runs ``deqlm serve``; gives its address once it is ready."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "proto")])}
     command = [sys.executable, "-m", "server", f"--model=bench={bench.folder}", "--port=0"]
-    command += ["--metrics-port=-1", f"--device={bench.device}", *flags]
+    command += ["--metrics-port=-1", f"--device={bench.device}"]
+    command += _flags(setting, limits)
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
     ) as process:

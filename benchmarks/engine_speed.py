@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.baseline import Baseline, Stand
-from benchmarks.engine_bench import Bench, Result, in_turns, places, spread
+from benchmarks.engine_bench import Bench, Result, changes, in_turns, places, spread
 from benchmarks.engine_drive import Driver, Pending
+from benchmarks.engine_settings import EXACT_FLOAT32
 from deq_model.checkpoint import LoadedCheckpoint
 from deq_model.memory import Memory
 from server.engine.types import Scored
@@ -49,9 +50,9 @@ class Prepared:
 def prepared(bench: Bench, *, streams: int, mem_len: int | None = None) -> Iterator[Prepared]:
     """Engines and baseline, each stream's memory full and at the end of a segment."""
     loaded = bench.load(mem_len=mem_len)
-    length, mem_len = loaded.config.tgt_len, loaded.config.mem_len
-    full = length * -(-mem_len // length)  # tokens, the <eos> before every text included
-    texts = [text[: full + length - 1] for text in bench.texts(streams, full + length - 1)]
+    mem_len = loaded.config.mem_len
+    full = _full(bench, mem_len)
+    texts = bench.texts(streams, full - 1 + bench.config.tgt_len)
     with ExitStack() as stack:
         drivers, sessions = {}, {}
         for setting in bench.settings:
@@ -64,6 +65,12 @@ def prepared(bench: Bench, *, streams: int, mem_len: int | None = None) -> Itera
         bench.tell("the baseline's memory is full")
         plain = Baseline(loaded.model)
         yield Prepared(drivers, sessions, plain, stand, inputs[:, full - 1 :])
+
+
+def _full(bench: Bench, mem_len: int) -> int:
+    """Tokens of whole segments that fill the memory, the <eos> before every text included."""
+    length = bench.config.tgt_len
+    return length * -(-mem_len // length)
 
 
 def _stand(bench: Bench, loaded: LoadedCheckpoint, inputs: Tensor) -> Stand:
@@ -146,11 +153,22 @@ def scoring(bench: Bench, *, streams: int, mem_len: int) -> Result:
             found |= in_turns(ours, bench.sizes.reps, bench.tell)
     result: Result = {"streams": streams, "mem_len": mem_len, "competitors": _summaries(found)}
     if streams == 1:
-        expected = torch.tensor(found[BASELINE][0]["logprob"])
-        for name in ours:
-            change = torch.tensor(found[name][0]["logprob"]) - expected
-            result["competitors"][name]["change_from_baseline"] = float(change.abs().mean())
+        exact = _exact_logprob(bench, mem_len)
+        for name, reps in found.items():
+            logprob = torch.tensor(reps[0]["logprob"])
+            result["competitors"][name].update(changes(logprob, exact))
     return result
+
+
+def _exact_logprob(bench: Bench, mem_len: int) -> Tensor:
+    """Of the block that a single stream scores, but its first token."""
+    full = _full(bench, mem_len)
+    text = bench.texts(1, full - 1 + bench.config.tgt_len)[0]
+    with bench.driver(EXACT_FLOAT32, mem_len=mem_len, max_running=1) as driver:
+        session = driver.session(text[: full - 1])
+        end = driver.score(text[full - 1 :], session=session).wait()
+    assert isinstance(end, Scored)
+    return torch.tensor([token.logprob for token in end.tokens[1:]])
 
 
 def _plain_scoring(ready: Prepared, rep: int) -> Result:

@@ -3,17 +3,38 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from benchmarks import engine_targets
+
 BASELINE = "baseline"
 
 
+MARKS = ("<!-- results -->\n", "<!-- /results -->")
+"""Between them a document has the tables."""
+
+
+def into(document: str, found: str) -> str:
+    """The document with ``found`` between its marks.
+
+    Raises:
+        ValueError: there are no marks.
+    """
+    before, begin, rest = document.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not end:
+        raise ValueError(f"the document must have {MARKS[0].strip()} and {MARKS[1]}")
+    return f"{before}{begin}{found}\n{end}{after}"
+
+
 def tables(results: dict[str, Any], names: Sequence[str]) -> str:
-    """Those of the sections that were measured, each with what it was measured on."""
+    """Targets, then the sections that were measured, each with what it was measured on."""
+    settings = list(results["settings"])
+    measured = {name: results["sections"][name] for name in names if name in results["sections"]}
     parts = []
-    for name in names:
-        found = results["sections"].get(name)
-        if found is not None:
-            make = next(make for start, make in _TABLES.items() if name.startswith(start))
-            parts += [f"### {name}", make(found, results), _run(found["run"])]
+    if summary := engine_targets.rows(measured, settings):
+        parts.append(table(("", "target", *settings), summary))
+    for name, found in measured.items():
+        make = next(make for start, make in _TABLES.items() if name.startswith(start))
+        parts += [f"### {name}", make(found), _run(found["run"])]
     return "\n\n".join(parts)
 
 
@@ -40,7 +61,7 @@ def _run(run: dict[str, Any]) -> str:
     )
 
 
-def _speed(found: dict[str, Any], _: dict[str, Any]) -> str:
+def _speed(found: dict[str, Any]) -> str:
     """Generation, or scoring."""
     competitors = found["competitors"]
     base = competitors[BASELINE]["tokens_per_s"]
@@ -58,16 +79,15 @@ def _speed(found: dict[str, Any], _: dict[str, Any]) -> str:
         ]
         cells += [f"{one['evaluations_per_token']:.1f}"] if scored else []
         cells.append(f"{one['nfe_mean']:.1f}")
-        change = one.get("change_from_baseline")
-        if scored and found["streams"] == 1:
-            cells.append("" if change is None else f"{change:.1e}")
+        if "change_mean" in one:
+            cells += [f"{one['change_mean']:.1e}", f"{one['perplexity_change']:+.2%}"]
         rows.append((*cells, str(one["unconverged"])))
-    if scored and found["streams"] == 1:
-        head.append("mean change of log-probability from the baseline's")
+    if "change_mean" in competitors[BASELINE]:
+        head += ["mean change of log-probability", "of perplexity"]
     return table((*head, "not converged"), rows)
 
 
-def _call(found: dict[str, Any], _: dict[str, Any]) -> str:
+def _call(found: dict[str, Any]) -> str:
     read = found["bandwidth"]
     readers = ", ".join(f"{n} {v / 1e9:.1f}" for n, v in read["readers"].items())
     lines = [f"Read bandwidth {read['bytes_per_s'] / 1e9:.1f} GB/s, the best of: {readers}."]
@@ -98,7 +118,7 @@ def _call(found: dict[str, Any], _: dict[str, Any]) -> str:
     return "\n\n".join(lines)
 
 
-def _trained(found: dict[str, Any], _: dict[str, Any]) -> str:
+def _trained(found: dict[str, Any]) -> str:
     lines = []
     for kind, key, what in (
         ("generation", "nfe_mean", "calls of f per generated token"),
@@ -124,7 +144,7 @@ def _trained(found: dict[str, Any], _: dict[str, Any]) -> str:
     return "\n\n".join(lines)
 
 
-def _wait(found: dict[str, Any], _: dict[str, Any]) -> str:
+def _wait(found: dict[str, Any]) -> str:
     rows = [
         (name, spread(one["calls"], digits=0), str(len(one["calls"]["all"])))
         for name, one in _by_setting(found)
@@ -132,7 +152,7 @@ def _wait(found: dict[str, Any], _: dict[str, Any]) -> str:
     return table(("", "calls waited, median (least – most)", "requests"), rows)
 
 
-def _gap(found: dict[str, Any], _: dict[str, Any]) -> str:
+def _gap(found: dict[str, Any]) -> str:
     rows = [
         (
             name,
@@ -145,7 +165,7 @@ def _gap(found: dict[str, Any], _: dict[str, Any]) -> str:
     return table(("", "ms alone", "ms beside a long request", "ratio"), rows)
 
 
-def _growth(found: dict[str, Any], _: dict[str, Any]) -> str:
+def _growth(found: dict[str, Any]) -> str:
     settings = list(_by_setting(found))
     counts = list(settings[0][1])
     rows = []
@@ -159,7 +179,7 @@ def _growth(found: dict[str, Any], _: dict[str, Any]) -> str:
     return table(head, rows)
 
 
-def _grpc(found: dict[str, Any], _: dict[str, Any]) -> str:
+def _grpc(found: dict[str, Any]) -> str:
     rows = []
     for name, one in _by_setting(found):
         ours, theirs = (one["tokens_per_s"][way] for way in ("in process", "gRPC"))
@@ -172,7 +192,7 @@ def _by_setting(found: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [(name, one) for name, one in found.items() if name != "run"]
 
 
-_TABLES: dict[str, Callable[[dict[str, Any], dict[str, Any]], str]] = {
+_TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "generate": _speed,
     "score": _speed,
     "call": _call,

@@ -7,7 +7,6 @@ where the measured one does.
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -15,15 +14,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.baseline import Baseline, Draws
-from benchmarks.engine_bench import Bench, Result, load_map, load_trained
+from benchmarks.engine_bench import Bench, Result, changes, load_map, load_trained
 from benchmarks.engine_drive import Driver
 from benchmarks.engine_settings import EXACT, Setting
 from benchmarks.models import TrainedModel
 from server.engine.types import Scored
 
 BASELINE = "baseline"
-OFF = 0.05
-"""A log-probability that differs by more than this from the exact one counts as off."""
 STREAMS = 8
 """That generate together."""
 PROMPT = 64
@@ -50,18 +47,6 @@ def _driver(bench: Bench, model: TrainedModel, setting: Setting) -> Driver:
     return Driver(loaded, setting, device=bench.device, warm_start=warm_start)
 
 
-def _changes(found: Tensor, exact: Tensor) -> Result:
-    """Of log-probabilities ``(n,)``; the perplexity's is relative."""
-    change = (found.double() - exact.double()).abs()
-    return {
-        "change_mean": float(change.mean()),
-        "change_median": float(change.median()),
-        "off": float((change > OFF).double().mean()),
-        "perplexity": math.exp(-float(found.double().mean())),
-        "perplexity_change": math.expm1(float((exact.double() - found.double()).mean())),
-    }
-
-
 def _scoring(bench: Bench, model: TrainedModel) -> Result:
     """One text, in one request; the baseline solves it in blocks of ``tgt_len``."""
     tokens = model.tokens(bench.sizes.scored)
@@ -76,7 +61,7 @@ def _scoring(bench: Bench, model: TrainedModel) -> Result:
         BASELINE: {
             "evaluations_per_token": scores.token_evaluations / len(tokens),
             "unconverged": 0 if scores.residual_max < plain.tol else None,
-            **_changes(scores.logprob[0].cpu(), exact[False]),
+            **changes(scores.logprob[0].cpu(), exact[False]),
         }
     }
     for setting in bench.settings:
@@ -84,7 +69,7 @@ def _scoring(bench: Bench, model: TrainedModel) -> Result:
         found[setting.name] = {
             "evaluations_per_token": end.stats.token_evaluations / end.stats.solved_tokens,
             "unconverged": end.stats.unconverged_tokens,
-            **_changes(_logprob(end), exact[setting.warm]),
+            **changes(_logprob(end), exact[setting.warm]),
         }
     return found
 
@@ -137,7 +122,7 @@ def _plain_generation(
         exact.append(again.logprob[0].cpu())
     found = torch.cat([draws.logprob[0, 1:].cpu() for draws in drawn])
     nfe = [calls for draws in drawn for calls in draws.nfe]
-    return {"nfe_mean": fmean(nfe), "nfe": nfe, **_changes(found, torch.cat(exact))}
+    return {"nfe_mean": fmean(nfe), "nfe": nfe, **changes(found, torch.cat(exact))}
 
 
 def _engine_generation(
@@ -162,4 +147,4 @@ def _engine_generation(
     later = [token for tokens in drawn for token in tokens[1:]]
     found = torch.tensor([token.logprob for token in later], dtype=torch.float64)
     nfe = [token.solved.nfe for token in later]
-    return {"nfe_mean": fmean(nfe), "nfe": nfe, **_changes(found, torch.cat(exact))}
+    return {"nfe_mean": fmean(nfe), "nfe": nfe, **changes(found, torch.cat(exact))}

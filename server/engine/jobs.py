@@ -152,6 +152,8 @@ class JobRunner:
         assert row is not None, "there is a row for every sequence that may run"
         inputs = list(tokens) if base is not None else [self._eos_id, *tokens]
         targets = [*tokens[1:], None] if base is not None else [*tokens, None]
+        if not work.needs_last_state(candidate):
+            inputs, targets = inputs[:-1], targets[:-1]
         sequence = Sequence(
             slot=row,
             start=0,

@@ -22,6 +22,9 @@ PATIENCE_CALLS = 32
 PORTION = 512
 """Tokens taken over between two calls of f: their log-probabilities take time, too."""
 
+_COPIED = 64
+"""States copied at once out of the calls' tensors, which hold those of everybody's tokens."""
+
 
 @dataclass(slots=True)
 class _Parked:
@@ -98,10 +101,12 @@ class Sharing:
     def note(self, run: Run, z_star: Tensor, solved: Solved) -> None:
         """Takes note of an accepted token of a run."""
         trace = run.trace
-        if trace is not None and len(trace.states) < self._prefixes.longest:
-            # A copy: the tensor holds the states of everybody's tokens of a call.
-            trace.states.append(z_star.clone())
-            trace.solved.append(solved)
+        if trace is None or len(trace.states) >= self._prefixes.longest:
+            return
+        trace.states.append(z_star)
+        trace.solved.append(solved)
+        if len(trace.states) % _COPIED == 0:
+            _copy_last(trace.states, _COPIED)
 
     def ready(self, ends: float) -> list[Run]:
         """Parked runs whose turn it is to take over a portion, before a call that ends then."""
@@ -149,6 +154,7 @@ class Sharing:
         """A run is over: what it knew is kept."""
         self._parked.pop(run, None)
         if run.trace is not None:
+            _copy_last(run.trace.states, len(run.trace.states) % _COPIED)
             self._prefixes.close(run.trace)
             run.trace = None
 
@@ -173,6 +179,12 @@ class Sharing:
             and is_hopeful(leader, parked.trace, lead.count)
             and run.work.spent(ends) is None
         )
+
+
+def _copy_last(states: list[Tensor], count: int) -> None:
+    """Gives the last states a tensor of their own."""
+    if count > 0:
+        states[-count:] = torch.stack(states[-count:]).unbind()
 
 
 def _key(run: Run) -> Hashable | None:

@@ -115,6 +115,13 @@ class Work:
             return own + self.job.stop.max_tokens
         return own + sum(len(candidate) for candidate in self.job.candidates)
 
+    def needs_last_state(self, candidate: int | None) -> bool:
+        """Whether the last token of a run must be solved: it is followed, or kept by a session."""
+        job = self.job
+        if isinstance(job, GenerateJob):
+            return True
+        return candidate is None and (job.lease is not None or bool(job.candidates))
+
     def spent(self, now: float) -> Stopped | None:
         """What of the job's budget is spent at an instant; None while there is more."""
         job = self.job

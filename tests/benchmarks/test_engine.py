@@ -1,6 +1,7 @@
 """The engine's benchmark runs, on a model that is solved in a moment, and its sums are right."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +14,12 @@ from benchmarks import (
     engine_plots,
     engine_speed,
     engine_tables,
-    engine_trained,
+    engine_targets,
     models,
 )
-from benchmarks.engine_bench import QUICK, in_turns, places, spread
+from benchmarks.engine_bench import QUICK, changes, in_turns, load_map, places, spread
 from benchmarks.shapes import random_weights, tokenizer
-from deq_model.checkpoint import save_checkpoint
+from deq_model.checkpoint import load_checkpoint, save_checkpoint
 from deq_model.config import PRESETS
 from server.engine.admission import Places
 
@@ -64,8 +65,9 @@ def test_generation_and_scoring(tiny: Path, tmp_path: Path, capsys) -> None:
             assert 2 < one["nfe_mean"] < 35
             assert one["unconverged"] == 0
         assert f"seed {section['run']['seed']}" in printed
-    alone = found["score-150-1"]["competitors"]["float32"]
-    assert alone["change_from_baseline"] < 1e-2  # both are solved to 1e-3
+    alone = found["score-150-1"]["competitors"]
+    for competitor in ("baseline", "float32"):
+        assert alone[competitor]["change_mean"] < 5e-3  # both are solved to 1e-3
     assert len(found["generate-1"]["competitors"]["float32"]["nfe"]) == 2 * (QUICK.drawn - 1)
     assert "### score-150-3" in printed
 
@@ -131,7 +133,7 @@ def test_a_rate_counts_while_all_streams_draw() -> None:
 
 def test_changes_of_log_probabilities() -> None:
     exact = torch.tensor([-1.0, -2.0, -3.0])
-    found = engine_trained._changes(exact + torch.tensor([0.0, 0.01, -0.1]), exact)
+    found = changes(exact + torch.tensor([0.0, 0.01, -0.1]), exact)
     assert found["change_mean"] == pytest.approx(0.11 / 3)
     assert found["change_median"] == pytest.approx(0.01)
     assert found["off"] == pytest.approx(1 / 3)
@@ -180,3 +182,38 @@ def test_trained_models_are_in_the_cache(tmp_path: Path) -> None:
     again = models.trained_models(tmp_path, more=[found[2].folder])
     assert (again[0].folder / "warm_start.json").exists()
     assert again[-1].text == models.PEERS / "test.txt.xz"
+
+
+def test_tables_are_put_between_the_marks() -> None:
+    document = "before\n<!-- results -->\nold\n<!-- /results -->\nafter\n"
+    found = engine_tables.into(document, "new")
+    assert found == "before\n<!-- results -->\nnew\n<!-- /results -->\nafter\n"
+    with pytest.raises(ValueError, match="must have <!-- results --> and <!-- /results -->"):
+        engine_tables.into("nothing", "new")
+
+
+def test_targets_are_told_where_they_were_measured() -> None:
+    rate = {
+        name: {"tokens_per_s": spread([value])} for name, value in (("baseline", 2.0), ("a", 50))
+    }
+    sections = {
+        "generate-1": {"competitors": rate},
+        "wait": {"a": {"calls": spread([0.0, 1.0])}, "run": {}},
+        "growth": {"a": {"1": spread([1.0]), "100": spread([1.04]), "1000": spread([1.02])}},
+    }
+    rows = engine_targets.rows(sections, ["a", "b"])
+    assert [(row[1], *row[2:]) for row in rows] == [
+        ("≥ 20", "25.0 (50.0/s)", ""),
+        ("≤ 1", "1 at most", ""),
+        ("≤ +5%", "+4.0%", ""),
+    ]
+
+
+@pytest.mark.slow
+def test_a_map_is_fitted_once(tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny, folder)
+    text = models._zipf_file(tmp_path, folder, 3000)
+    assert "calls of f per token" in models._fit(folder, text, tokens=1500)
+    assert models._fit(folder, text, tokens=1500) == "copy: has a map"
+    assert load_map(folder, load_checkpoint(folder, device="cpu")) is not None

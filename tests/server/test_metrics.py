@@ -42,10 +42,10 @@ def test_scoring(server):
     calls = change[f"deqlm_f_calls_total{model}"]
     assert calls == change[f"deqlm_iteration_tokens_count{model}"] > 0
     assert calls == change[f"deqlm_f_call_seconds_count{model}"]
-    # <eos>, three tokens, and of each candidate the tokens.
-    assert change[f"deqlm_nfe_per_token_count{model}"] == 7
+    # <eos>, three tokens, and of each candidate all but the last, which predicts nothing.
+    assert change[f"deqlm_nfe_per_token_count{model}"] == 5
     assert change[f"deqlm_nfe_per_token_sum{model}"] == change[f"deqlm_iteration_tokens_sum{model}"]
-    assert change[f"deqlm_token_residual_count{model}"] == 7
+    assert change[f"deqlm_token_residual_count{model}"] == 5
 
 
 def test_generation(server):
@@ -90,7 +90,7 @@ def test_failures(server):
 def test_tokens_that_do_not_converge(server):
     solver = common_pb2.SolverOptions(tol=1e-30, max_nfe=2)
     change = moved(server, lambda: Stubs(server.channel).score([1, 2], solver=solver))
-    assert change['deqlm_unconverged_tokens_total{model="pieces",status="max_nfe"}'] == 3
+    assert change['deqlm_unconverged_tokens_total{model="pieces",status="max_nfe"}'] == 2
 
 
 def test_gauges(server):

@@ -211,6 +211,23 @@ def test_a_lone_request_fills_its_window_and_makes_room_for_others() -> None:
     assert len(alone.rows) == 24, "what rests keeps its row"
 
 
+def test_without_streams_everybody_has_a_row_in_every_call() -> None:
+    scheduler = Scheduler(max_batch_tokens=64, max_running=40, window=8, costs=CURVES[0])
+    add(scheduler, *(sequence(100, owner=str(i)) for i in range(40)))
+    assert CURVES[0].best_rows() < 40
+    assert [call(scheduler) for _ in range(5)] == [[1] * 40] * 5
+
+
+def test_what_is_accepted_is_active_no_longer() -> None:
+    scheduler = Scheduler(max_batch_tokens=8, max_running=1, window=8)
+    (s,) = add(scheduler, sequence(9))
+    scheduler.enter()
+    rows = list(s.rows)
+    scheduler.accept(s, 3)
+    assert s.active == rows[3:]
+    assert scheduler.active_rows == 5
+
+
 def test_what_rests_is_used_before_more_enters() -> None:
     scheduler = Scheduler(max_batch_tokens=16, max_running=2, window=16)
     (first,) = add(scheduler, sequence(100))

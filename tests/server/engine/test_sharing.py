@@ -63,15 +63,15 @@ def test_the_same_text_again_takes_no_call(caller: Caller) -> None:
     before = caller.engine.snapshot().prefix_tokens
     first = scored(caller.result(caller.score(TEXT, top_k=3)))
     again = scored(caller.result(caller.score(TEXT, top_k=3)))
-    assert (first.stats.shared_tokens, first.stats.solved_tokens) == (0, 30)
-    assert (again.stats.shared_tokens, again.stats.solved_tokens) == (30, 0)
+    assert (first.stats.shared_tokens, first.stats.solved_tokens) == (0, 29)
+    assert (again.stats.shared_tokens, again.stats.solved_tokens) == (29, 0)
     assert (again.stats.nfe_total, again.stats.token_evaluations) == (0, 0)
     assert logprobs(again) == pytest.approx(logprobs(first), abs=1e-12)
     assert [t.alternatives[0][0] for t in again.tokens] == [
         t.alternatives[0][0] for t in first.tokens
     ]
     assert [t.solved for t in again.tokens] == [t.solved for t in first.tokens]
-    assert caller.engine.snapshot().prefix_tokens == before + 30
+    assert caller.engine.snapshot().prefix_tokens == before + 29
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_sharing_changes_no_logprob(lasting: Caller, data: st.DataObject) -> Non
     for text, job in zip(texts, jobs, strict=True):
         event = scored(lasting.result(job))
         assert logprobs(event) == pytest.approx(reference(MODEL, text), abs=NEAR)
-        assert event.stats.shared_tokens + event.stats.solved_tokens == len(text) + 1
+        assert event.stats.shared_tokens + event.stats.solved_tokens == len(text)
 
 
 def test_prompts_at_once_are_solved_once(caller: Caller) -> None:
@@ -105,7 +105,7 @@ def test_prompts_at_once_are_solved_once(caller: Caller) -> None:
     for text, event in zip(texts, events, strict=True):
         assert logprobs(event) == pytest.approx(reference(MODEL, text), abs=NEAR)
     assert sorted(event.stats.shared_tokens for event in events) == [0, 21, 21, 21]
-    assert sum(event.stats.solved_tokens for event in events) == 21 + 4 * 2
+    assert sum(event.stats.solved_tokens for event in events) == 21 + 4
 
 
 def test_generations_with_one_prompt(caller: Caller) -> None:
@@ -163,7 +163,7 @@ def test_candidates_share_among_themselves(caller: Caller) -> None:
                 found = [token.logprob for token in tokens]
                 assert found == pytest.approx(whole[8 + len(own) :], abs=NEAR)
         assert event.stats.shared_tokens == 11 * 9
-        assert event.stats.solved_tokens == len(own) + 9 + 12
+        assert event.stats.solved_tokens == len(own) + 9
     kept = caller.engine.snapshot().prefix_tokens
     assert kept <= before + 9, "candidates are forgotten with their job"
 
@@ -171,7 +171,7 @@ def test_candidates_share_among_themselves(caller: Caller) -> None:
 def test_owners_do_not_learn_from_each_other(caller: Caller) -> None:
     caller.result(caller.score(TEXT, owner="ann"))
     assert scored(caller.result(caller.score(TEXT, owner="bob"))).stats.shared_tokens == 0
-    assert scored(caller.result(caller.score(TEXT, owner="ann"))).stats.shared_tokens == 30
+    assert scored(caller.result(caller.score(TEXT, owner="ann"))).stats.shared_tokens == 29
 
 
 def test_a_looser_solution_is_not_used(caller: Caller) -> None:
@@ -180,7 +180,7 @@ def test_a_looser_solution_is_not_used(caller: Caller) -> None:
     assert event.stats.shared_tokens == 0
     assert logprobs(event) == pytest.approx(reference(MODEL, TEXT), abs=NEAR)
     loose = scored(caller.result(caller.score(TEXT, solve=Solve(tol=0.01, max_nfe=100))))
-    assert loose.stats.shared_tokens == 30, "a tighter one is"
+    assert loose.stats.shared_tokens == 29, "a tighter one is"
     assert all(token.solved.status == "converged" for token in loose.tokens)
 
 
@@ -211,7 +211,7 @@ def test_large_prefixes_are_taken_over_in_portions(monkeypatch: pytest.MonkeyPat
         jobs = [caller.score((*TEXT, i)) for i in range(3)]
         for i, job in enumerate(jobs):
             event = scored(caller.result(job))
-            assert event.stats.shared_tokens == 30
+            assert event.stats.shared_tokens == 29
             assert logprobs(event) == pytest.approx(reference(MODEL, (*TEXT, i)), abs=NEAR)
 
 
@@ -262,3 +262,15 @@ class TestWaiting:
         assert 4 < len(leader.tokens) < len(TEXT)
         assert follower.stats.shared_tokens == leader.stats.solved_tokens
         assert logprobs(follower) == pytest.approx(reference(MODEL, TEXT), abs=NEAR)
+
+
+def test_kept_states_hold_no_others_memory(caller: Caller) -> None:
+    jobs = [caller.score((*TEXT, *TEXT, *TEXT), owner=owner) for owner in ("ann", "bob")]
+    for job in jobs:
+        caller.result(job)
+    kept = caller.engine._runner._sharing._prefixes._kept
+    traces = [trace for trace in kept if ("fresh", "ann") == trace.key]
+    states = [state for trace in traces for state in trace.states]
+    assert len(states) == caller.engine._runner._sharing._prefixes.longest == 50
+    held = {state.untyped_storage().data_ptr(): state.untyped_storage() for state in states}
+    assert sum(storage.nbytes() for storage in held.values()) == sum(s.nbytes for s in states)

@@ -119,7 +119,7 @@ class Counting(Unobserved):
 def test_tokens_started_warm_are_counted(warm_start: WarmStart | None, expected: int) -> None:
     with running_engine(MODEL, warm_start=warm_start) as caller:
         caller.engine._runner.observer = seen = Counting()
-        caller.result(caller.score((1, 2, 3, 4)))  # and <eos> before them
+        caller.result(caller.score((1, 2, 3, 4, 5)))  # after <eos>; nothing follows the last
     assert seen.warm == expected
 
 
