@@ -173,8 +173,14 @@ def running_engine(
     dtype: torch.dtype = torch.float64,
     device: str = "cpu",
     warm_start: WarmStart | None = None,
+    early_int8: bool = False,
+    measured: bool = False,
 ) -> Iterator[Caller]:
-    """An engine on a copy of a model; at its end every slot is a session's or free."""
+    """An engine on a copy of a model; at its end every slot is a session's or free.
+
+    Unless its calls are ``measured`` they are filled whatever time they take, so that who gets
+    which rows does not depend on the machine.
+    """
     copy = DEQLanguageModel(model.config).to(model.dtype)
     copy.load_state_dict(model.state_dict())
     words = ["<eos>", *(f"w{i}" for i in range(1, model.config.n_token))]
@@ -188,7 +194,10 @@ def running_engine(
         dtype=dtype,
         limits=limits or EngineLimits(max_batch_tokens=24, max_running=4, window=5),
         warm_start=warm_start,
+        early_int8=early_int8,
     )
+    if measured:
+        engine.measure_calls()
     engine.start()
     try:
         yield Caller(engine)
