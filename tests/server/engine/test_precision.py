@@ -82,13 +82,14 @@ def solved(model, *, rough: bool, solve: Solve):  # type: ignore[no-untyped-def]
 @needs_int8
 @pytest.mark.parametrize("seed", range(4))
 def test_rough_calls_lead_to_the_accurate_fixed_point(seed: int) -> None:
-    model, solve = wide_model(seed), Solve(tol=1e-4, max_nfe=200)
+    model, solve = wide_model(seed), Solve(tol=1e-6, max_nfe=200)
     ours, calls = solved(model, rough=True, solve=solve)
     theirs, _ = solved(model, rough=False, solve=solve)
     assert calls > len(TOKENS) // 2, "the rough f was hardly asked: the test shows nothing"
     for a, b in zip(ours, theirs, strict=True):
         assert a.solved.status == b.solved.status == "converged"
-        assert float((a.z_star - b.z_star).norm() / b.z_star.norm()) < 5e-4
+        # What both may be off by, and the rough f would be off by a hundred times as much.
+        assert float((a.z_star - b.z_star).norm() / b.z_star.norm()) < 1e-3
 
 
 @needs_int8
