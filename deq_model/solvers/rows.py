@@ -4,6 +4,7 @@ Letters: n rows that a call is about, dim channels. ``rows`` names them, by a sl
 int64 indices; a tensor that is returned is never a view of the solver's state.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -11,11 +12,18 @@ from torch import Tensor
 
 from deq_model.solvers.line_search import Backtracking
 from deq_model.solvers.options import Method, StopMode
-from deq_model.solvers.select import chosen, finite_rows
+from deq_model.solvers.select import chosen, finite_rows, seldom
 from deq_model.solvers.updates import Rows, make_rule
 
 LEAST_NORM = 1e-9
 """A norm of f(z) below this counts as this, so that f(z) = 0 has a relative residual."""
+
+_NEXT = 0
+_LAST = slice(1, 3)
+_BEST = slice(3, 5)
+"""A row's five vectors: the state to ask f at; the state and the residual that the last step began
+from; the best state and its residual. They lie in one buffer, since a call on few rows costs as
+much as the tensor operations it takes, whatever their size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +59,11 @@ class RowSolver:
 
     A row is a token, or a whole flattened block: the solver does not know. It costs one call of f
     per observation. Rows may begin and end at different times (``start``). A proposal is always
-    finite. A row whose residual is not finite, or ``restart`` times its least one, goes back to its
-    best state, forgets its history and takes a plain step, half as long each time it happens.
-    Until f has been finite once, a row stays at its starting state.
+    finite; what is proposed after an observation is one step nearer than the state observed, as a
+    rule, and may be taken for the answer where the residual was small. A row whose residual is not
+    finite, or ``restart`` times its least one, goes back to its best state, forgets its history and
+    takes a plain step, half as long each time it happens. Until f has been finite once, a row stays
+    at its starting state.
 
     With ``line_search`` a step that does not lessen the residual is halved and asked again, before
     the rule goes on; not where the row was unsettled, whose residuals are of different f.
@@ -78,20 +88,14 @@ class RowSolver:
         a state the best, and which one's growth a restart.
         """
         self._restart = restart
-        self._by_rel = stop_mode == "rel"
+        self._ranking = 0 if stop_mode == "rel" else 1
         like = torch.zeros((), device=device, dtype=dtype)
         self._rule = make_rule(method, capacity=capacity, dim=dim, depth=depth, like=like)
         search = Backtracking(capacity=capacity, dim=dim, like=like) if line_search else None
         self._search = search
-        self._z = like.new_zeros(capacity, dim)
-        self._last_z = like.new_zeros(capacity, dim)
-        self._last_g = like.new_zeros(capacity, dim)
-        self._best_z = like.new_zeros(capacity, dim)
-        self._best_g = like.new_zeros(capacity, dim)
-        self._best_rel = like.new_full((capacity,), torch.inf)
-        self._best_abs = like.new_full((capacity,), torch.inf)
+        self._state = like.new_zeros(capacity, 5, dim)
+        self._least = like.new_full((capacity, 2), torch.inf)  # relative and absolute, of the best
         self._damping = like.new_ones(capacity)
-        self._fresh = torch.ones(capacity, dtype=torch.bool, device=device)
 
     def start(self, rows: Rows, z_init: Tensor) -> None:
         """Begins new solves in ``rows``; what they held is forgotten.
@@ -100,21 +104,18 @@ class RowSolver:
             rows: the n rows.
             z_init: ``(n, dim)`` starting states; a channel that is not finite starts at zero.
         """
-        z = z_init.to(self._z.dtype).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-        self._z[rows] = z
-        self._best_z[rows] = z
-        self._best_g[rows] = 0.0
-        self._best_rel[rows] = torch.inf
-        self._best_abs[rows] = torch.inf
+        z = z_init.to(self._state.dtype).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        nothing = torch.zeros_like(z)
+        self._state[rows] = torch.stack([z, nothing, nothing, z, nothing], dim=1)
+        self._least[rows] = torch.inf
         self._damping[rows] = 1.0
-        self._fresh[rows] = True
-        self._rule.forget(rows, torch.ones_like(self._fresh[rows]))
+        self._rule.forget(rows)
         if self._search is not None:
             self._search.start(rows)
 
     def propose(self, rows: Rows) -> Tensor:
         """The states at which f is wanted next, ``(n, dim)``, always finite."""
-        return _taken(self._z, rows)
+        return _taken(self._state[:, _NEXT], rows)
 
     def observe(self, rows: Rows, f_z: Tensor, *, settled: Tensor | None = None) -> Observation:
         """Takes f at the proposed states and moves on.
@@ -129,127 +130,118 @@ class RowSolver:
         Returns:
             The residuals at the proposed states.
         """
-        z = self._z[rows]
-        g = f_z.to(z.dtype) - z
-        seen = _measured(z, g)
-        now = self._ranking(seen.residual_rel, seen.residual_abs)
-        # A copy: what it is compared with below is the best before this call.
-        least = _taken(self._ranking(self._best_rel, self._best_abs), rows)
-        better = now < least
-        if settled is not None:
-            better = better | (~settled & now.isfinite())
-        self._remember(rows, better, z, g, seen)
-        if self._search is None:
-            self._go_on(rows, z, g, now, least)
-        else:
-            self._search_or_go_on(rows, z, g, least, settled)
+        state, sizes = self._state[rows], self._least[rows]
+        z = state[:, _NEXT]
+        f_z = f_z.to(z.dtype)
+        here = torch.stack([z, f_z - z], dim=1)
+        seen = _measured(here[:, 1], f_z)
+        now, least = self._ranked(seen), sizes[:, self._ranking]
+        known = least if settled is None else least.where(settled, torch.inf)
+        better = now < known
+        best = chosen(better[:, None], here, state[:, _BEST])
+        found = torch.stack([seen.residual_rel, seen.residual_abs], dim=1)
+        found = found.where(better[:, None], sizes)
+        turn = _Turn(rows, here, state[:, _LAST], best, now, least)
+        moved = self._go_on(turn) if self._search is None else self._searched(turn, settled)
+        self._keep(rows, *moved, best)
+        self._least[rows] = found
         return seen
 
-    def _search_or_go_on(
-        self, rows: Rows, z: Tensor, g: Tensor, least: Tensor, settled: Tensor | None
-    ) -> None:
+    def _ranked(self, seen: Observation) -> Tensor:
+        return (seen.residual_rel, seen.residual_abs)[self._ranking]
+
+    def _keep(self, rows: Rows, following: Tensor, origin: Tensor, best: Tensor) -> None:
+        """Writes the vectors of rows: where to go, where from, and the best."""
+        if isinstance(rows, slice):  # parts, since a whole would have to be made first
+            state = self._state[rows]
+            state[:, _NEXT], state[:, _LAST], state[:, _BEST] = following, origin, best
+        else:
+            self._state[rows] = torch.cat([following[:, None], origin, best], dim=1)
+
+    def _searched(self, turn: "_Turn", settled: Tensor | None) -> tuple[Tensor, Tensor]:
         """Halves the steps that did not help; the other rows go on."""
         assert self._search is not None
-        last_z, last_g, last_fresh = self._last_z[rows], self._last_g[rows], self._fresh[rows]
-        allowed = ~last_fresh if settled is None else ~last_fresh & settled
-        pick = self._search.pick(rows, z, g, before=last_g.norm(dim=-1), allowed=allowed)
-        held = pick.searching
-        wide = held[:, None]
-        shorter = torch.lerp(last_z, z, 0.5)
-        kept = last_z.clone(), last_g.clone(), last_fresh.clone()
-        seen = _measured(pick.z, pick.g)
-        self._go_on(
-            rows,
-            pick.z,
-            pick.g,
-            self._ranking(seen.residual_rel, seen.residual_abs),
-            least,
-            held=held,
+        z, g = turn.here.unbind(1)
+        fresh = turn.least.isinf()
+        allowed = ~fresh if settled is None else ~fresh & settled
+        before = turn.last[:, 1].norm(dim=-1)
+        pick = self._search.pick(turn.rows, z, g, before=before, allowed=allowed)
+        picked = _measured(pick.g, pick.z + pick.g)
+        turn = dataclasses.replace(
+            turn, here=torch.stack([pick.z, pick.g], dim=1), now=self._ranked(picked)
         )
-        self._z[rows] = torch.where(wide, shorter, self._z[rows])
-        self._last_z[rows] = torch.where(wide, kept[0], self._last_z[rows])
-        self._last_g[rows] = torch.where(wide, kept[1], self._last_g[rows])
-        self._fresh[rows] = torch.where(held, kept[2], self._fresh[rows])
+        following, origin = self._go_on(turn, held=pick.searching)
+        shorter = torch.lerp(turn.last[:, 0], z, 0.5)
+        wide = pick.searching[:, None]
+        return shorter.where(wide, following), turn.last.where(wide[..., None], origin)
 
-    def _go_on(
-        self,
-        rows: Rows,
-        z: Tensor,
-        g: Tensor,
-        now: Tensor,
-        least: Tensor,
-        *,
-        held: Tensor | None = None,
-    ) -> None:
-        """Makes the next step from ``(z, g)``, or from the best state where that is far better.
+    def _go_on(self, turn: "_Turn", *, held: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Makes the next step, from the best state where that is far better than the present one.
 
         Args:
-            rows: the rows in question.
-            z: ``(n, dim)`` states.
-            g: ``(n, dim)`` their residuals.
-            now: ``(n,)`` size of the residuals.
-            least: ``(n,)`` of the best states before this call.
+            turn: what there is to go on.
             held: ``(n,)`` bool, rows whose history and damping must stay as they are.
+
+        Returns:
+            The next states ``(n, dim)``, and the states and residuals ``(n, 2, dim)`` that the
+            steps began from. After a restart the state observed next follows from those: a true
+            difference.
         """
-        worse = now.isinf() | (now > self._restart * least)
+        fresh, origin = turn.least.isinf(), turn.here
+        worse = turn.now.isinf() | (turn.now > self._restart * turn.least)
         if held is not None:
-            worse = worse & ~held
-        # A row that has seen nothing finite has no step that could have been too long.
-        shorter = worse & least.isfinite()
-        self._damping[rows] = torch.where(shorter, 0.5, 1.0) * self._damping[rows]
-        self._advance(rows, z, g, worse, held)
-
-    def _ranking(self, by_rel: Tensor, by_abs: Tensor) -> Tensor:
-        return by_rel if self._by_rel else by_abs
-
-    def _remember(
-        self, rows: Rows, better: Tensor, z: Tensor, g: Tensor, seen: Observation
-    ) -> None:
-        self._best_z[rows] = chosen(better, z, self._best_z[rows])
-        self._best_g[rows] = chosen(better, g, self._best_g[rows])
-        self._best_rel[rows] = torch.where(better, seen.residual_rel, self._best_rel[rows])
-        self._best_abs[rows] = torch.where(better, seen.residual_abs, self._best_abs[rows])
-
-    def _advance(
-        self, rows: Rows, z: Tensor, g: Tensor, worse: Tensor, held: Tensor | None
-    ) -> None:
-        best_z = self._best_z[rows]
-        base = chosen(worse, best_z, z)
-        g = chosen(worse, self._best_g[rows], g)
-        fresh = self._fresh[rows] | worse
-        if held is not None:
-            fresh = fresh | held
-        dz, dg = z - self._last_z[rows], g - self._last_g[rows]
-        self._rule.forget(rows, worse)
-        step = self._rule.step(rows, dz, dg, g, fresh)
-        lost = ~finite_rows(step)
-        self._rule.forget(rows, lost if held is None else lost & ~held)
-        plain = fresh | lost
-        following = base + chosen(plain, self._damping[rows][:, None] * g, step)
-        sound = finite_rows(following)
-        self._last_z[rows] = base  # before the state moves, of which base may be a view
-        self._last_g[rows] = g
-        self._z[rows] = chosen(sound, following, best_z)
-        # After a restart the state observed next follows from (base, g): a true difference. Where
-        # nothing finite was seen, g is no residual.
-        self._fresh[rows] = self._best_rel[rows].isinf()
+            worse, fresh = worse & ~held, fresh | held
+        back = seldom(worse)
+        if back:
+            # A row that has seen nothing finite has no step that could have been too long.
+            self._damping[turn.rows] *= torch.where(worse & turn.least.isfinite(), 0.5, 1.0)
+            self._rule.forget(turn.rows, worse)
+            origin, fresh = chosen(worse[:, None], turn.best, origin), fresh | worse
+        g = origin[:, 1]
+        step = self._rule.step(turn.rows, turn.here - turn.last, g, fresh)
+        following = origin[:, 0] + step
+        if back or seldom(~finite_rows(following)):
+            lost = ~finite_rows(step)
+            self._rule.forget(turn.rows, lost if held is None else lost & ~held)
+            plain = self._damping[turn.rows][:, None] * g
+            following = origin[:, 0] + chosen(fresh | lost, plain, step)
+            following = chosen(finite_rows(following), following, turn.best[:, 0])
+        return following, origin
 
     def best(self, rows: Rows) -> Best:
         """The best states seen, with their residuals."""
-        return Best(
-            _taken(self._best_z, rows),
-            _taken(self._best_rel, rows),
-            _taken(self._best_abs, rows),
-        )
+        residual_rel, residual_abs = _taken(self._least, rows).unbind(1)
+        return Best(_taken(self._state[:, 3], rows), residual_rel, residual_abs)
 
 
-def _measured(z: Tensor, g: Tensor) -> Observation:
-    """Both residuals of states ``(n, dim)``."""
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """What n rows go on from.
+
+    Attributes:
+        rows: which.
+        here: ``(n, 2, dim)`` the state that f was asked at, or picked by a search; its residual.
+        last: ``(n, 2, dim)`` those that the last step began from.
+        best: ``(n, 2, dim)`` those that are the best, the present ones included.
+        now: ``(n,)`` size of the residual.
+        least: ``(n,)`` of the best one before; inf where nothing finite had been seen.
+    """
+
+    rows: Rows
+    here: Tensor
+    last: Tensor
+    best: Tensor
+    now: Tensor
+    least: Tensor
+
+
+def _measured(g: Tensor, f_z: Tensor) -> Observation:
+    """Both residuals ``‖g‖`` of states where f is ``f_z``, ``(n, dim)`` each."""
     residual_abs = g.norm(dim=-1)
-    residual_rel = residual_abs / (z + g).norm(dim=-1).clamp(min=LEAST_NORM)
-    broken = ~(residual_abs.isfinite() & residual_rel.isfinite())
+    residual_rel = residual_abs / f_z.norm(dim=-1).clamp(min=LEAST_NORM)
     return Observation(
-        residual_rel.masked_fill(broken, torch.inf), residual_abs.masked_fill(broken, torch.inf)
+        residual_rel.nan_to_num(nan=torch.inf, posinf=torch.inf),
+        residual_abs.nan_to_num(nan=torch.inf, posinf=torch.inf),
     )
 
 

@@ -7,6 +7,9 @@ row is an exception. On a GPU nobody looks first, since the answer would have to
 import torch
 from torch import Tensor
 
+_LARGE = 1 << 15
+"""Numbers from which on looking first is cheaper than choosing."""
+
 
 def chosen(mask: Tensor, one: Tensor, other: Tensor) -> Tensor:
     """``one`` in the rows of ``mask`` and ``other`` elsewhere.
@@ -19,13 +22,18 @@ def chosen(mask: Tensor, one: Tensor, other: Tensor) -> Tensor:
     Returns:
         ``(…, D)``: mind that it may be ``one`` or ``other`` itself.
     """
-    if mask.device.type == "cpu":
+    if mask.device.type == "cpu" and one.numel() >= _LARGE:
         count = int(mask.count_nonzero())
         if count == 0:
             return other
         if count == mask.numel():
             return one
     return torch.where(mask[..., None], one, other)
+
+
+def seldom(mask: Tensor) -> bool:
+    """Whether any of an exceptional kind is there; on a GPU that is not waited for: perhaps."""
+    return mask.device.type != "cpu" or bool(mask.any())
 
 
 def finite_rows(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deq_model.solvers.options import Method
-from deq_model.solvers.select import chosen, finite_rows
+from deq_model.solvers.select import chosen
 
 Rows = Tensor | slice
 """Rows of the buffers: a slice, or distinct int64 indices."""
@@ -19,18 +19,17 @@ Rows = Tensor | slice
 class UpdateRule(Protocol):
     """A quasi-Newton rule over independent rows."""
 
-    def forget(self, rows: Rows, which: Tensor) -> None:
-        """Empties the history of those ``rows`` where ``which`` ``(n,)`` bool is true."""
+    def forget(self, rows: Rows, which: Tensor | None = None) -> None:
+        """Empties the history of ``rows``, of those where ``which`` ``(n,)`` bool is true."""
 
-    def step(self, rows: Rows, dz: Tensor, dg: Tensor, g: Tensor, fresh: Tensor) -> Tensor:
+    def step(self, rows: Rows, change: Tensor, g: Tensor, fresh: Tensor) -> Tensor:
         """The change of z to make next.
 
         Args:
             rows: which rows the other arguments are about.
-            dz: ``(n, D)`` last change of z.
-            dg: ``(n, D)`` the change of g that it caused.
+            change: ``(n, 2, D)`` the last change of z, and the change of g that it caused.
             g: ``(n, D)`` the residual now.
-            fresh: ``(n,)`` bool, rows for which dz and dg mean nothing.
+            fresh: ``(n,)`` bool, rows for which ``change`` means nothing.
 
         Returns:
             ``(n, D)``. It may not be finite, where numbers are too large or too small to divide.
@@ -40,10 +39,10 @@ class UpdateRule(Protocol):
 class Picard:
     """Plain iteration: ``z ← f(z)``."""
 
-    def forget(self, rows: Rows, which: Tensor) -> None:
+    def forget(self, rows: Rows, which: Tensor | None = None) -> None:
         """There is no history."""
 
-    def step(self, rows: Rows, dz: Tensor, dg: Tensor, g: Tensor, fresh: Tensor) -> Tensor:
+    def step(self, rows: Rows, change: Tensor, g: Tensor, fresh: Tensor) -> Tensor:
         """``Δz = g``."""
         return g
 
@@ -57,40 +56,51 @@ class Broyden:
     """
 
     def __init__(self, *, capacity: int, dim: int, depth: int, like: Tensor) -> None:
-        self._u = like.new_zeros(capacity, depth, dim)
-        self._v = like.new_zeros(capacity, depth, dim)
+        self._terms = like.new_zeros(capacity, depth, 2, dim)  # u and v
         self._count = torch.zeros(capacity, dtype=torch.long, device=like.device)
         self._depth = depth
+        slots = torch.arange(depth, device=like.device)
+        self._dead = slots >= torch.arange(depth + 1, device=like.device)[:, None]
 
-    def forget(self, rows: Rows, which: Tensor) -> None:
+    def forget(self, rows: Rows, which: Tensor | None = None) -> None:
         """Back to ``B = −1``: terms at and above a row's count are never read."""
-        self._count[rows] = torch.where(which, 0, self._count[rows])
+        if which is None:
+            self._count[rows] = 0
+        else:
+            self._count[rows] = self._count[rows].masked_fill(which, 0)
 
-    def step(self, rows: Rows, dz: Tensor, dg: Tensor, g: Tensor, fresh: Tensor) -> Tensor:
+    def step(self, rows: Rows, change: Tensor, g: Tensor, fresh: Tensor) -> Tensor:
         """One rank-one update, then ``Δz = −B g``."""
-        count = self._count[rows]
-        count = torch.where(count >= self._depth, 0, count)
-        used = int(count.max()) if len(count) else 0
-        dead = torch.arange(used, device=count.device) >= count[:, None]
-        u, v = self._u[rows, :used], self._v[rows, :used]
-        v_new = _combined(_weights(u, dz[:, None], dead), v).squeeze(1) - dz
-        pair = torch.stack([dg, g], dim=1)
-        b_dg, b_g = (_combined(_weights(v, pair, dead), u) - pair).unbind(1)
-        bottom = (v_new * dg).sum(-1, keepdim=True)
-        u_new = (dz - b_dg) / bottom
-        # Where the bottom is not finite v may not be either, though u is: it was divided by it.
-        usable = finite_rows(u_new) & bottom.isfinite().squeeze(-1) & ~fresh
-        u_new = chosen(usable, u_new, torch.zeros_like(u_new))
-        v_new = chosen(usable, v_new, torch.zeros_like(v_new))
-        step = -b_g - u_new * (v_new * g).sum(-1, keepdim=True)
-        self._write(rows, count, u_new, v_new, usable)  # u and v may be views of what it changes
+        count, used = self._lengths(rows)
+        u, v = self._terms[rows, :used].unbind(2)
+        dead = self._dead[count, None, :used]
+        dz, dg = change[:, :1], change[:, 1:]
+        pair = torch.cat([dg, g[:, None]], dim=1)
+        v_new = torch.baddbmm(dz, _weights(u, dz, dead), v, beta=-1)
+        b_dg, b_g = torch.baddbmm(pair, _weights(v, pair, dead), u, beta=-1).unbind(1)
+        bottom, along_g = (pair @ v_new.mT).unbind(1)
+        # A fresh row's term is nothing, divided by infinity; so is one that cannot be divided.
+        unusable = fresh[:, None] | ~bottom.isfinite()
+        u_new = (change[:, 0] - b_dg) / bottom.masked_fill(unusable, torch.inf)
+        step = -torch.addcmul(b_g, u_new, along_g)
+        self._write(rows, count, u_new, v_new.squeeze(1), unusable.squeeze(1))
         return step
 
-    def _write(self, rows: Rows, count: Tensor, u: Tensor, v: Tensor, usable: Tensor) -> None:
+    def _lengths(self, rows: Rows) -> tuple[Tensor, int]:
+        """Terms of each row, where full ones start again, and the most of them."""
+        count = self._count[rows]
+        if count.device.type != "cpu":  # where nobody waits for numbers
+            return count.masked_fill(count >= self._depth, 0), self._depth
+        most = int(count.max()) if len(count) else 0
+        if most == self._depth:
+            count = count.masked_fill(count >= self._depth, 0)
+            most = int(count.max())
+        return count, most
+
+    def _write(self, rows: Rows, count: Tensor, u: Tensor, v: Tensor, unusable: Tensor) -> None:
         index = _row_index(rows, self._count)
-        self._u[index, count] = u
-        self._v[index, count] = v
-        self._count[rows] = count + usable
+        self._terms[index, count] = torch.stack([u, v], dim=1)
+        self._count[rows] = count + ~unusable
 
 
 class Anderson:
@@ -110,12 +120,16 @@ class Anderson:
         self._slots = torch.arange(depth, device=like.device)
         self._ridge = max(self.RIDGE, 10 * torch.finfo(like.dtype).eps)
 
-    def forget(self, rows: Rows, which: Tensor) -> None:
+    def forget(self, rows: Rows, which: Tensor | None = None) -> None:
         """Back to plain iteration: slots at and above a row's count are never read."""
-        self._count[rows] = torch.where(which, 0, self._count[rows])
+        if which is None:
+            self._count[rows] = 0
+        else:
+            self._count[rows] = self._count[rows].masked_fill(which, 0)
 
-    def step(self, rows: Rows, dz: Tensor, dg: Tensor, g: Tensor, fresh: Tensor) -> Tensor:
+    def step(self, rows: Rows, change: Tensor, g: Tensor, fresh: Tensor) -> Tensor:
         """Stores the difference over the oldest one, then solves for γ."""
+        dz, dg = change.unbind(1)
         index = _row_index(rows, self._count)
         slot = self._count[rows] % len(self._slots)
         # A fresh row has no history, and its count stays: what it writes is read by nobody, but
@@ -155,9 +169,4 @@ def _row_index(rows: Rows, count: Tensor) -> Tensor:
 
 def _weights(terms: Tensor, x: Tensor, dead: Tensor) -> Tensor:
     """Products ``(n, k, m)`` of x ``(n, k, D)`` and terms ``(n, m, D)``; zero for ``dead`` ones."""
-    return (x @ terms.transpose(1, 2)).masked_fill(dead[:, None], 0.0)
-
-
-def _combined(weights: Tensor, terms: Tensor) -> Tensor:
-    """Sums of terms ``(n, m, D)`` by weights ``(n, k, m)``: ``(n, k, D)``."""
-    return weights @ terms
+    return torch.bmm(x, terms.mT).masked_fill(dead, 0.0)
