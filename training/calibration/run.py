@@ -28,6 +28,8 @@ REPORT_FILE = "warm_start.json"
 _HELD_OUT = 10
 """Without a text of its own the last part of so many is held out."""
 _JUDGED_STREAMS = 16
+_FROM_ZEROS = 8
+"""One stream of so many is solved from zeros: a first map saves calls in the others."""
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ def calibrate(run: CalibrateRun) -> Calibration:
     loaded.model.requires_grad_(False)
     weights = loaded.model.f.fold().detach()
     windows = tuple(sorted({1, run.window}))
-    with EvalProgress(2 + len(windows) + len(run.kinds) * (1 + len(windows))) as progress:
+    with EvalProgress(3 + len(windows) + len(run.kinds) * (1 + len(windows))) as progress:
         maps, solved = _fit(run, loaded, weights, fitted_on, progress)
         judge = Judge(
             loaded.model,
@@ -108,13 +110,7 @@ def _fit(
     tokens: Tensor,
     progress: EvalProgress,
 ) -> tuple[list[WarmStart], SolvedStreams]:
-    solved = solve_streams(
-        loaded.model,
-        weights,
-        tokens,
-        SolverOptions(tol=run.fit_tol, max_nfe=run.max_nfe),
-        progress=progress.stage("fixed points to fit to"),
-    )
+    solved = _fixed_points(run, loaded, weights, tokens, progress)
     fitted, tuning = samples_of(loaded.model, tokens, solved.z_star)
     maps: list[WarmStart] = []
     for kind in run.kinds:
@@ -134,6 +130,33 @@ def _fit(
             )
         )
     return maps, solved
+
+
+def _fixed_points(
+    run: CalibrateRun,
+    loaded: LoadedCheckpoint,
+    weights: EquilibriumWeights,
+    tokens: Tensor,
+    progress: EvalProgress,
+) -> SolvedStreams:
+    """Solves the streams: the first few from zeros, the others from a map fitted to those."""
+    options = SolverOptions(tol=run.fit_tol, max_nfe=run.max_nfe)
+    number = max(2, len(tokens) // _FROM_ZEROS)
+    first = solve_streams(
+        loaded.model,
+        weights,
+        tokens[:number],
+        options,
+        progress=progress.stage("fixed points to fit to: the first"),
+    )
+    told = progress.stage("fixed points to fit to: the others")
+    if number >= len(tokens):
+        return first
+    start = fit_linear(*samples_of(loaded.model, tokens[:number], first.z_star))
+    others = solve_streams(
+        loaded.model, weights, tokens[number:], options, warm_start=start, progress=told
+    )
+    return first.with_others(others)
 
 
 def _write(folder: Path, warm_start: WarmStart, found: Calibration) -> None:

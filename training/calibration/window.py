@@ -4,8 +4,10 @@ Letters: B streams, T tokens of each, W widest window, K ``mem_len + tgt_len``, 
 n rows of a call.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -22,6 +24,10 @@ _FAR = 1 << 40
 
 _STALL_CALLS = 16
 """As in the engine: so many calls without an accepted token, and the first one goes on alone."""
+
+GATE = 0.3
+"""As in the engine: a token takes part from the call on after which the one before it had a
+relative residual within this, or was done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +56,16 @@ class SolvedStreams:
         """Tokens accepted above the tolerance."""
         return int((self.status != SolverStatus.CONVERGED).sum())
 
+    def with_others(self, others: Self) -> Self:
+        """These streams and others that are as long, behind them."""
+        return dataclasses.replace(
+            self,
+            z_star=torch.cat([self.z_star, others.z_star]),
+            nfe=torch.cat([self.nfe, others.nfe]),
+            status=torch.cat([self.status, others.status]),
+            calls=self.calls + others.calls,
+        )
+
 
 @torch.no_grad()
 def solve_streams(
@@ -64,7 +80,8 @@ def solve_streams(
 ) -> SolvedStreams:
     """Solves streams side by side from an empty memory, each at its own pace.
 
-    Contexts, acceptance and budgets are the engine's.
+    Contexts, acceptance and budgets are the engine's, and so is who takes part in a call where
+    calls have no room to spare. A token is accepted at the state that the solver would ask next.
 
     Args:
         model: whose injection to use.
@@ -117,6 +134,7 @@ class _Solve:
         self._table = weights.position_table(config.klen, like.dtype)
         self._injection = like.new_zeros(streams * window, 3 * config.d_model)
         self._accepted, self._entered = tokens.new_zeros(streams), tokens.new_zeros(streams)
+        self._ready = tokens.new_ones(streams)  # tokens of each window that take part
         self._stalled, self._unsettled = tokens.new_zeros(streams), tokens.new_zeros(streams) > 0
         self._row_nfe = tokens.new_zeros(streams * window)
         self._offset = torch.arange(window, device=like.device)
@@ -139,7 +157,8 @@ class _Solve:
         """Fills the windows, one token of each stream at a time."""
         length = self._tokens.shape[1]
         while True:
-            room = (self._entered - self._accepted < self._window) & (self._entered < length)
+            most = self._ready.clamp(max=self._window)
+            room = (self._entered - self._accepted < most) & (self._entered < length)
             streams = room.nonzero().squeeze(1)
             if len(streams) == 0:
                 return
@@ -168,7 +187,7 @@ class _Solve:
 
     def call(self) -> None:
         """One call of f on all windows."""
-        count = self._entered - self._accepted
+        count = torch.minimum(self._entered - self._accepted, self._ready)
         count = torch.where(self._stalled >= _STALL_CALLS, count.clamp(max=1), count)
         width = int(count.max())
         offset = self._offset[:width]
@@ -188,7 +207,7 @@ class _Solve:
         self._calls += 1
         residual = f_z.new_full(grid.shape, torch.inf)
         residual[real] = seen.residual_rel
-        self._accept(padded, grid, real, residual)
+        self._accept(grid, real, residual)
 
     def _attention(self, at: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """Attention of windows at positions ``(B, width)``."""
@@ -214,22 +233,28 @@ class _Solve:
 
         return attend
 
-    def _accept(self, z: Tensor, grid: Tensor, real: Tensor, residual: Tensor) -> None:
+    def _accept(self, grid: Tensor, real: Tensor, residual: Tensor) -> None:
         """The prefix of each window that is under the tolerance, or whose budgets are spent."""
         converged = (residual <= self._options.tol).long().cumprod(1).bool()
         spent = self._row_nfe[grid] >= self._options.max_nfe
         done = ((converged | spent) & real).long().cumprod(1).bool()
         number = done.sum(1)
+        near = (residual <= GATE) | (self._offset[: grid.shape[1]] < number[:, None])
+        self._ready = 1 + near.long().cumprod(1).sum(1) - number
         self._stalled = torch.where(number > 0, 0, self._stalled + 1)
-        self._unsettled = (done & ~converged).any(1)
+        # A first token that rested was measured behind another state than the accepted one.
+        called = torch.cat([real, torch.zeros_like(real[:, :1])], dim=1)
+        called = called.gather(1, number[:, None]).squeeze(1)
+        self._unsettled = (done & ~converged).any(1) | ((number > 0) & ~called)
         if bool(done.any()):
-            self._store(z, grid, done, converged)
+            self._store(grid, done, converged)
         self._accepted = self._accepted + number
 
-    def _store(self, z: Tensor, grid: Tensor, done: Tensor, converged: Tensor) -> None:
+    def _store(self, grid: Tensor, done: Tensor, converged: Tensor) -> None:
         rows, within = grid[done], converged[done]
         best = self._solver.best(rows)
-        z_star = torch.where(within[:, None], z[done], best.z)
+        # As in the engine: the call has told where to go next, which is nearer.
+        z_star = torch.where(within[:, None], self._solver.propose(rows), best.z)
         streams = self._stream[:, None].expand_as(grid)[done]
         index = (self._accepted[:, None] + self._offset[: grid.shape[1]])[done]
         entry = index % self._config.klen

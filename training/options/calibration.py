@@ -43,14 +43,14 @@ class CalibrateRun:
     model: Path
     data: Path
     valid: Path | None = None
-    tokens: int = 50_000
+    tokens: int = 200_000
     valid_tokens: int = 4_000
     kind: FitKind = "auto"
     hidden: int = 512
     epochs: int = 12
-    streams: int = 64
-    fit_tol: float = 1e-3
-    tol: float = 1e-3
+    streams: int = 256
+    fit_tol: float = 3e-3
+    tol: float = 3e-3
     max_nfe: int = 100
     window: int = 16
     least_saving: float = 0.03

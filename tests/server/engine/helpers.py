@@ -15,6 +15,7 @@ from deq_model.model import DEQLanguageModel
 from deq_model.solvers.options import SolverOptions
 from deq_model.tokenizers.word import WordTokenizer
 from deq_model.warm_start import WarmStart
+from server.engine.costs import CostCurve
 from server.engine.engine import Engine
 from server.engine.types import (
     TERMINAL,
@@ -175,6 +176,7 @@ def running_engine(
     warm_start: WarmStart | None = None,
     early_int8: bool = False,
     measured: bool = False,
+    costs: CostCurve | None = None,
 ) -> Iterator[Caller]:
     """An engine on a copy of a model; at its end every slot is a session's or free.
 
@@ -195,6 +197,7 @@ def running_engine(
         limits=limits or EngineLimits(max_batch_tokens=24, max_running=4, window=5),
         warm_start=warm_start,
         early_int8=early_int8,
+        costs=costs,
     )
     if measured:
         engine.measure_calls()
