@@ -176,8 +176,8 @@ def test_neither_jobs_nor_candidates_starve(max_running: int) -> None:
     with running_engine(MODEL, limits) as caller:
         caller.score((1,), sink=gate)
         assert gate.reached.wait(60)
-        many = caller.score((1,), candidates=((1,),) * 20, sink=lambda _: order.put("many"))
-        few = caller.score((1,), candidates=((1,),) * 3, sink=lambda _: order.put("few"))
+        many = caller.score((1,), candidates=((1, 2),) * 20, sink=lambda _: order.put("many"))
+        few = caller.score((1,), candidates=((1, 2),) * 3, sink=lambda _: order.put("few"))
         for _ in range(40):
             last = caller.score((1,), sink=lambda _: order.put("plain"))
         gate.open.set()
