@@ -15,7 +15,7 @@ from server.engine.batch import Accepted, Batch
 from server.engine.errors import Cancelled, EngineError, EngineFailed, NotConverged
 from server.engine.next_token import NextToken
 from server.engine.observer import Observer, Unobserved
-from server.engine.predictions import Prediction, score
+from server.engine.predictions import Prediction, score, sources
 from server.engine.sampling import draw
 from server.engine.scheduler import Scheduler, Sequence
 from server.engine.sessions import SessionTable
@@ -194,10 +194,10 @@ class JobRunner:
         predictions, self._predictions = self._predictions, []
         alive = [p for p in predictions if not p.run.work.finished]
         score(self._softmax, [p for p in alive if p.target is not None])
-        for prediction in alive:
-            if prediction.target is None:
-                with self._alone(prediction.run.work):
-                    self._draw(prediction)
+        drawing = [p for p in alive if p.target is None]
+        for prediction, source in zip(drawing, sources(self._softmax, drawing), strict=True):
+            with self._alone(prediction.run.work):
+                self._draw(prediction, source)
         self._finish_runs()
 
     def _solve(self) -> None:
@@ -274,14 +274,13 @@ class JobRunner:
         if target is not None or drawing:
             self._predictions.append(Prediction(run, z_star, solved, target))
 
-    def _draw(self, prediction: Prediction) -> None:
+    def _draw(self, prediction: Prediction, distribution: NextToken) -> None:
         run, work = prediction.run, prediction.run.work
         job = work.job
         assert isinstance(job, GenerateJob)
         self._announce_prompt(work, job, totals_of(run.tokens))
         stops = job.stop.stop_ids | ({job.stop.eos_id} if job.stop.eos_id is not None else set())
         early = len(work.drawn) < job.stop.min_tokens
-        distribution = NextToken(self._softmax, prediction.hidden)
         token_id = draw(
             distribution,
             job.sampling,

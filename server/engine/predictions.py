@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deq_model.adaptive_softmax import ClusteredLogSoftmax
+from deq_model.adaptive_softmax import ClusteredLogSoftmax, Head
+from server.engine.next_token import NextToken
 from server.engine.types import ScoreJob, Solved, TokenLogprob
 from server.engine.work import Run
 
@@ -70,3 +71,14 @@ def _alternatives(
         for i, row, row_ids in zip(part, best.tolist(), ids.tolist(), strict=True):
             found[i] = tuple(zip(row_ids, row, strict=True))[: wanted[i]]
     return found
+
+
+def sources(softmax: ClusteredLogSoftmax, predictions: Seq[Prediction]) -> list[NextToken]:
+    """What each prediction's token is drawn from; the heads of all are made in one product."""
+    if not predictions:
+        return []
+    heads = softmax.head(torch.stack([p.hidden for p in predictions]))
+    return [
+        NextToken(softmax, p.hidden, Head(heads.words[i : i + 1], heads.clusters[i : i + 1]))
+        for i, p in enumerate(predictions)
+    ]
