@@ -137,3 +137,20 @@ def test_whoever_comes_and_goes_each_has_its_turn(
             if not mate.want:
                 group.leave(name)
                 del mates[name]
+
+
+def test_groups_that_come_and_go_do_not_push_others_aside() -> None:
+    root = Group()
+    root.group("mine").join(0, 1.0).want = 100
+    turns, present = [], []
+    for name in range(40):
+        root.group(name).join(0, 1.0).want = 1
+        present.append(name)
+        divide(root, 1)
+        turns.append(root.group("mine").given)
+        for served in [n for n in present if root.group(n).given]:
+            root.leave(served, 0)
+            present.remove(served)
+        if len(present) > 2:
+            root.leave(present.pop(0), 0)
+    assert sum(turns) >= 40 // 9
