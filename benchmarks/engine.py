@@ -7,6 +7,7 @@ runs. Sections that are not measured keep what the JSON has of them. The models 
 """
 
 import argparse
+import dataclasses
 import json
 import shlex
 import subprocess
@@ -94,6 +95,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
     device, sizes = torch.device(options.device), QUICK if options.quick else Sizes()
+    if options.reps:
+        sizes = dataclasses.replace(sizes, reps=options.reps)
     names = chosen(list(sections(sizes)), options.only)
     bench = Bench(
         folder=options.model or checkpoint_folder(options.cache),
@@ -136,6 +139,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--peer", type=Path, action="append", default=[], help="a further trained model; repeatable"
     )
+    add("--reps", type=int, default=0, help="repetitions of what is compared; 0 for the usual ones")
     add("--device", default="cpu", help="cpu, cuda or cuda:N")
     add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of an operation")
     add("--seed", type=int, default=1, help="of texts and draws")
