@@ -1,6 +1,6 @@
 """What a warm start saves: one text, generated and scored by the engine from zeros and with it.
 
-``python -m benchmarks.warm_start MODEL TEXT [--tokens N]`` prints a Markdown table; MODEL is a
+``python -m benchmarks.warm_start MODEL TEXT [--tokens N] [--tol TOL]`` prints a Markdown table; MODEL is a
 checkpoint that ``deqlm calibrate`` has put a map beside. The text is solved one token at a time, as
 in generation, and 16 together. Speed is in the table for comparison within it only.
 """
@@ -102,6 +102,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="checkpoint folder")
     parser.add_argument("text", type=Path, help="text file, plain or .xz")
     parser.add_argument("--tokens", type=int, default=1000, help="of the text to score")
+    parser.add_argument("--tol", type=float, default=3e-3, help="tolerance of a request")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of an operation")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -119,7 +120,7 @@ def main() -> None:
     )
     for window in (1, 16):
         for warm in (False, True):
-            setting = Setting(warm=warm, window=window)
+            setting = Setting(warm=warm, window=window, tol=options.tol)
             outcome = measure(options.model, tokens, setting)
             print(row(setting, outcome, own[warm].logprob, own[False].logprob), flush=True)
 
