@@ -1,8 +1,8 @@
 """What a warm start saves: one text, generated and scored by the engine from zeros and with it.
 
-``python -m benchmarks.warm_start MODEL TEXT [--tokens N] [--tol TOL]`` prints a Markdown table; MODEL is a
-checkpoint that ``deqlm calibrate`` has put a map beside. The text is solved one token at a time, as
-in generation, and 16 together. Speed is in the table for comparison within it only.
+``python -m benchmarks.warm_start MODEL TEXT [--tokens N] [--tol TOL]`` prints a Markdown table;
+MODEL is a checkpoint that ``deqlm calibrate`` has put a map beside. The text is solved one token at
+a time, as in generation, and 16 together. Speed is in the table for comparison within it only.
 """
 
 import argparse
