@@ -11,6 +11,7 @@ const protoLoader = require('@grpc/proto-loader');
 const PROTO_ROOT = path.join(__dirname, '..', '..', 'proto');
 const FILES = ['scoring', 'generation', 'session'].map((name) => `deqlm/v1/${name}.proto`);
 const DEADLINE_MS = 60_000;
+const SOLVER = { tol: 1e-4 }; // tighter than a server's default, to compare two ways of scoring
 
 function loadServices() {
   const definition = protoLoader.loadSync(FILES, {
@@ -36,7 +37,7 @@ function unary(client, method, request) {
 }
 
 async function score(scoring, text) {
-  const answer = await unary(scoring, 'Score', { input: { text }, top_k: 2 });
+  const answer = await unary(scoring, 'Score', { input: { text }, top_k: 2, solver: SOLVER });
   console.log(`score: ${answer.call.scored_tokens} tokens, perplexity ${answer.call.perplexity.toFixed(3)}`);
   for (const token of answer.tokens) {
     const others = token.alternatives.map((other) => JSON.stringify(other.text)).join(' ');
@@ -48,7 +49,7 @@ async function score(scoring, text) {
 // Text goes in cut anywhere; log-probabilities and the running perplexity come out.
 async function scoreStream(scoring, sessionId, text) {
   const call = scoring.ScoreStream(new grpc.Metadata(), deadline());
-  call.write({ config: { session_id: sessionId } });
+  call.write({ config: { session_id: sessionId, solver: SOLVER } });
   for (let at = 0; at < text.length; at += 5) call.write({ text: text.slice(at, at + 5) });
   call.end();
   let last;
