@@ -88,8 +88,9 @@ class AsyncGeneration:
 
 _ACCEPT_S = 5.0
 """How long a score stream waits for the server's headers before it sends text all the same."""
-_STATUS_TURNS = 5
-"""Turns of the event loop from a refusal's headers to its status, which come together."""
+_STATUS_S = 0.2
+"""How long it waits for a status after headers that do not say that the stream is accepted."""
+_ACCEPTED_KEY = "deqlm-accepted"
 
 
 class Requests:
@@ -126,9 +127,13 @@ class Requests:
         place of the server's.
         """
         with contextlib.suppress(TimeoutError):  # behind a proxy that keeps headers back
-            await asyncio.wait_for(asyncio.shield(self.call.initial_metadata()), _ACCEPT_S)
-        for _ in range(_STATUS_TURNS):
-            await asyncio.sleep(0)
+            headers = await asyncio.wait_for(
+                asyncio.shield(self.call.initial_metadata()), _ACCEPT_S
+            )
+            if _ACCEPTED_KEY in dict(headers or ()):
+                return True
+            # A refusal's headers and status come together, but one is told before the other.
+            await asyncio.wait_for(asyncio.shield(self.call.code()), _STATUS_S)
         return not self.call.done()
 
 

@@ -27,6 +27,7 @@ from server.engine.types import (
 E = TypeVar("E", Scored, Generated)
 
 OWNER_KEY = "deqlm-owner"
+ACCEPTED_KEY = "deqlm-accepted"
 
 _log = logging.getLogger(__name__)
 
@@ -92,8 +93,11 @@ class Call:
         return f"{self.request_id}-{self._jobs}"
 
     async def accept(self) -> None:
-        """Send the headers now: the client learns that its call has begun, before any answer."""
-        await self.context.send_initial_metadata(())
+        """Send the headers now: the client learns that its call has begun, before any answer.
+
+        A refusal comes with headers of its own; what these say tells the two apart.
+        """
+        await self.context.send_initial_metadata(((ACCEPTED_KEY, "1"),))
 
     async def send(self, response: Any) -> None:
         """Send one message of a stream.

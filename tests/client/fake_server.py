@@ -121,7 +121,7 @@ class FakeServer:
         if isinstance(answer, Failure):
             answer.abort(context)
         if method == "ScoreStream":  # as the real one: headers tell that the config is taken
-            context.send_initial_metadata(())
+            context.send_initial_metadata((("deqlm-accepted", "1"),))
         return answer(request, context) if callable(answer) else answer
 
 
