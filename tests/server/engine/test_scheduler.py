@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from server.engine.costs import CostCurve
 from server.engine.fair import PRIORITY_WEIGHTS
-from server.engine.scheduler import STALL_CALLS, STREAM_SLOWDOWN, Scheduler, Sequence
+from server.engine.scheduler import LOOKAHEAD, STALL_CALLS, STREAM_SLOWDOWN, Scheduler, Sequence
 
 CURVES = (
     CostCurve.measured([(1, 9e-3), (4, 8e-3), (8, 1e-2), (16, 1.4e-2), (32, 2.4e-2)]),
@@ -199,16 +199,16 @@ def test_beside_streams_everybody_else_has_a_row_within_the_bound(
 
 
 def test_a_lone_request_fills_its_window_and_makes_room_for_others() -> None:
-    scheduler = Scheduler(max_batch_tokens=64, max_running=4, window=24)
+    scheduler = Scheduler(max_batch_tokens=64, max_running=4, window=16)
     (alone,) = add(scheduler, sequence(100))
-    assert call(scheduler, near=0) == [24]
+    assert call(scheduler, near=0) == [16]
     scheduler.costs = CURVES[0]
     best = CURVES[0].best_rows()
     assert call(scheduler, near=0) == [best]
     add(scheduler, sequence(100), sequence(100))
     assert sum(call(scheduler, near=0)) == best
     assert sorted(call(scheduler, near=0))[0] >= best // 3
-    assert len(alone.rows) == 24, "what rests keeps its row"
+    assert len(alone.rows) == 16, "what rests keeps its row"
 
 
 def test_without_streams_everybody_has_a_row_in_every_call() -> None:
@@ -320,7 +320,7 @@ def test_long_scoring_does_not_hold_up_streams(costs: CostCurve, streams: int) -
     for s in live:
         scheduler.remove(s)
     assert call(scheduler, near=0) == [64]
-    assert call(scheduler) == [min(64, costs.best_rows())]
+    assert call(scheduler) == [min(LOOKAHEAD, costs.best_rows())]
 
 
 def test_rows_behind_one_that_is_far_wait_while_others_fill_the_call() -> None:
