@@ -34,10 +34,11 @@ class Setting:
 SETTINGS = (
     Setting(dtype=torch.float64, tol=1e-6, max_nfe=400),
     Setting(dtype=torch.float32, tol=1e-3),
-    Setting(dtype=torch.float32, tol=1e-3, cut=17),
-    Setting(dtype=torch.float32, tol=1e-3, cut=1),
-    Setting(dtype=torch.float32, tol=1e-2),
-    Setting(dtype=torch.bfloat16, tol=1e-3),
+    Setting(dtype=torch.float32, tol=3e-3),
+    Setting(dtype=torch.float16, tol=3e-3),
+    Setting(dtype=torch.float16, tol=3e-3, cut=17),
+    Setting(dtype=torch.float16, tol=3e-3, cut=1),
+    Setting(dtype=torch.float16, tol=1e-2),
     Setting(dtype=torch.bfloat16, tol=5e-3),
 )
 
