@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -206,7 +207,7 @@ def test_a_full_small_run_of_both_published_recipes(tmp_path: Path) -> None:
         out = tmp_path / name
         more = [*SMALL, "--run.out", str(out), "--equilibrium.spectral-radius-every", "20"]
         if name == "model-ift-jr":
-            more += ["--equilibrium.jac-loss-every", "16"]
+            more += ["--equilibrium.jac-loss-every", "2"]
         assert train_main(["--recipe", name, *flags, *more], "deqlm train") == 0
         log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
         valid = [line for line in log if line["event"] == "valid"]
@@ -219,7 +220,8 @@ def test_a_full_small_run_of_both_published_recipes(tmp_path: Path) -> None:
         )  # solvers that round otherwise differ by 4 %
         assert valid[-1]["unconverged"] == 0
         assert 0 < steps[-1]["residual"] < 1e-3
-        radii[name] = [line["spectral_radius"] for line in steps if line["spectral_radius"]][-1]
+        measured = [line["spectral_radius"] for line in steps if line["spectral_radius"]]
+        radii[name] = fmean(measured[len(measured) // 2 :])
         loaded = load_checkpoint(out / "model", device="cpu")
         assert loaded.tokenizer is not None
     assert radii["model-ift-jr"] < 0.6 * radii["model-ift"]
