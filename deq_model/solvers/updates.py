@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deq_model.solvers.options import Method
-from deq_model.solvers.select import chosen
+from deq_model.solvers.select import chosen, finite_rows, seldom
 
 Rows = Tensor | slice
 """Rows of the buffers: a slice, or distinct int64 indices."""
@@ -79,11 +79,16 @@ class Broyden:
         v_new = torch.baddbmm(dz, _weights(u, dz, dead), v, beta=-1)
         b_dg, b_g = torch.baddbmm(pair, _weights(v, pair, dead), u, beta=-1).unbind(1)
         bottom, along_g = (pair @ v_new.mT).unbind(1)
-        # A fresh row's term is nothing, divided by infinity; so is one that cannot be divided.
-        unusable = fresh[:, None] | ~bottom.isfinite()
-        u_new = (change[:, 0] - b_dg) / bottom.masked_fill(unusable, torch.inf)
+        u_new = (change[:, 0] - b_dg) / bottom
+        # Where the bottom is not finite v may not be either, though u is: it was divided by it.
+        usable = ~fresh & bottom.isfinite().squeeze(1) & finite_rows(u_new)
+        if seldom(~usable):
+            # Terms above a row's count are weighed with 0, and 0 · NaN is NaN: none may be stored.
+            without = ~usable[:, None]
+            u_new, along_g = u_new.masked_fill(without, 0.0), along_g.masked_fill(without, 0.0)
+            v_new = v_new.masked_fill(without[..., None], 0.0)
         step = -torch.addcmul(b_g, u_new, along_g)
-        self._write(rows, count, u_new, v_new.squeeze(1), unusable.squeeze(1))
+        self._write(rows, count, u_new, v_new.squeeze(1), usable)
         return step
 
     def _lengths(self, rows: Rows) -> tuple[Tensor, int]:
@@ -97,10 +102,10 @@ class Broyden:
             most = int(count.max())
         return count, most
 
-    def _write(self, rows: Rows, count: Tensor, u: Tensor, v: Tensor, unusable: Tensor) -> None:
+    def _write(self, rows: Rows, count: Tensor, u: Tensor, v: Tensor, usable: Tensor) -> None:
         index = _row_index(rows, self._count)
         self._terms[index, count] = torch.stack([u, v], dim=1)
-        self._count[rows] = count + ~unusable
+        self._count[rows] = count + usable
 
 
 class Anderson:

@@ -1,6 +1,5 @@
 """The packaged recipes: what they say, that they can be had anywhere, and that they run."""
 
-import itertools
 import json
 import lzma
 import math
@@ -10,7 +9,6 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from statistics import fmean
 
 import pytest
 import torch
@@ -179,13 +177,15 @@ def test_a_wheel_has_them(tmp_path: Path) -> None:
     assert {f"training/recipes/{name}.yaml" for name in NAMES} <= set(packed)
 
 
-# The published recipes in small, on real text: everything but sizes and lengths.
+# The published recipes in small, on real text: everything but sizes and lengths. Long enough, and
+# measured on text enough, that what is asked of them below holds whatever the rounding: with
+# three other seeds every run got better at each measurement, and radii differed by 11 to 90 times.
 SMALL = """
 --model.d-model 32 --model.d-embed 32 --model.n-head 2 --model.d-head 16 --model.d-inner 64
 --model.cutoffs 100,300 --model.div-val 2 --model.tgt-len 16 --model.mem-len 16
 --model.init-std 0.1 --data.batch-size 14 --data.tokenizer-kind word --data.vocab-size 800
---optimiser.lr 0.01 --optimiser.max-steps 160 --optimiser.warmup-steps 20
---valid.every 40 --valid.tokens 2000 --valid.tgt-len 16 --valid.mem-len 16
+--optimiser.lr 0.006 --optimiser.max-steps 400 --optimiser.warmup-steps 20
+--valid.every 100 --valid.tokens 0 --valid.tgt-len 16 --valid.mem-len 16
 --run.threads 1 --run.log-every 10
 """.split()
 
@@ -207,21 +207,18 @@ def test_a_full_small_run_of_both_published_recipes(tmp_path: Path) -> None:
         out = tmp_path / name
         more = [*SMALL, "--run.out", str(out), "--equilibrium.spectral-radius-every", "20"]
         if name == "model-ift-jr":
-            more += ["--equilibrium.jac-loss-every", "2"]
+            more += ["--equilibrium.jac-loss-every", "16"]
         assert train_main(["--recipe", name, *flags, *more], "deqlm train") == 0
         log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
         valid = [line for line in log if line["event"] == "valid"]
         steps = [line for line in log if line["event"] == "step"]
-        assert len(steps) == 16
+        assert len(steps) == 40
         perplexities = [line["perplexity"] for line in valid]
-        assert all(b < 1.05 * a for a, b in itertools.pairwise(perplexities))
-        assert (
-            perplexities[-1] < 0.96 * perplexities[0]
-        )  # solvers that round otherwise differ by 4 %
+        assert perplexities == sorted(perplexities, reverse=True)
+        assert perplexities[-1] < 0.9 * perplexities[0]
         assert valid[-1]["unconverged"] == 0
         assert 0 < steps[-1]["residual"] < 1e-3
-        measured = [line["spectral_radius"] for line in steps if line["spectral_radius"]]
-        radii[name] = fmean(measured[len(measured) // 2 :])
+        radii[name] = [line["spectral_radius"] for line in steps if line["spectral_radius"]][-1]
         loaded = load_checkpoint(out / "model", device="cpu")
         assert loaded.tokenizer is not None
     assert radii["model-ift-jr"] < 0.6 * radii["model-ift"]
