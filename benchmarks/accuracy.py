@@ -15,7 +15,10 @@ import torch
 
 from deq_model.checkpoint import load_checkpoint
 from server.engine.engine import Engine
-from server.engine.types import EngineLimits, Event, Scored, ScoreJob, Solve, SolveStats
+from server.engine.limits import EngineLimits
+from server.engine.requests import ScoreJob
+from server.engine.results import Event, Scored
+from server.engine.solve import Solve, SolveStats
 
 OFF = 0.05
 """A log-probability that differs by more than this from the reference counts as off."""

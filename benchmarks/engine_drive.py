@@ -14,22 +14,11 @@ from deq_model.checkpoint import LoadedCheckpoint
 from deq_model.warm_start import WarmStart
 from server.config import ServerConfig
 from server.engine.engine import Engine
+from server.engine.limits import EngineLimits
 from server.engine.observer import Unobserved
-from server.engine.types import (
-    TERMINAL,
-    Drawn,
-    EngineLimits,
-    Event,
-    Failed,
-    Generated,
-    GenerateJob,
-    Piece,
-    Sampling,
-    Scored,
-    ScoreJob,
-    Solve,
-    Stop,
-)
+from server.engine.requests import GenerateJob, Piece, Sampling, ScoreJob, Stop
+from server.engine.results import TERMINAL, Drawn, Event, Failed, Generated, Scored
+from server.engine.solve import Solve
 from server.loading import pick_early
 
 OWNER = "benchmark"

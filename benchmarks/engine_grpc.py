@@ -26,7 +26,7 @@ from benchmarks.engine_speed import rate, steady_rate
 from benchmarks.models import ROOT
 from client.aio import AsyncClient
 from client.options import SamplingOptions, StopOptions
-from server.engine.types import EngineLimits
+from server.engine.limits import EngineLimits
 
 _READY = re.compile(r"serving \S+ at (\S+?),? ")
 

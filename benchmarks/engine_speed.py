@@ -20,7 +20,7 @@ from benchmarks.engine_drive import Driver, Pending
 from benchmarks.engine_settings import EXACT_FLOAT32
 from deq_model.checkpoint import LoadedCheckpoint
 from deq_model.memory import Memory
-from server.engine.types import Scored
+from server.engine.results import Scored
 
 BASELINE = "baseline"
 PRIMING_TOL = 1e-2

@@ -18,7 +18,7 @@ from benchmarks.engine_bench import Bench, Result, changes, load_map, load_train
 from benchmarks.engine_drive import Driver
 from benchmarks.engine_settings import EXACT, Setting
 from benchmarks.models import TrainedModel
-from server.engine.types import Scored
+from server.engine.results import Scored
 
 BASELINE = "baseline"
 STREAMS = 8

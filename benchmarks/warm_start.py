@@ -18,7 +18,10 @@ from deq_model.checkpoint import load_checkpoint
 from deq_model.warm_start import load_warm_start
 from server.engine.costs import CostCurve
 from server.engine.engine import Engine
-from server.engine.types import EngineLimits, Event, Scored, ScoreJob, Solve, SolveStats
+from server.engine.limits import EngineLimits
+from server.engine.requests import ScoreJob
+from server.engine.results import Event, Scored
+from server.engine.solve import Solve, SolveStats
 
 NO_ROOM = CostCurve(rows=(1,), times=(1.0,))
 """Every row costs as much as the first, so that only rows that are worth it take part in calls."""

@@ -13,16 +13,8 @@ import grpc
 
 from server.engine.engine import Engine
 from server.engine.errors import DeadlineExceeded, EngineFailed
-from server.engine.types import (
-    TERMINAL,
-    Event,
-    Failed,
-    Generated,
-    GenerateJob,
-    Lease,
-    Scored,
-    ScoreJob,
-)
+from server.engine.requests import GenerateJob, Lease, ScoreJob
+from server.engine.results import TERMINAL, Event, Failed, Generated, Scored
 
 E = TypeVar("E", Scored, Generated)
 

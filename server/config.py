@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from server.engine.types import EngineLimits, Policy, Solve
+from server.engine.limits import EngineLimits
+from server.engine.solve import Policy, Solve
 
 DTypeName = Literal["auto", "float32", "float16", "bfloat16"]
 EarlyDType = Literal["auto", "none", "int8"]

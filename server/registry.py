@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from server.engine.engine import Engine
 from server.engine.errors import EngineStopped, SessionNotFound
-from server.engine.types import SessionView
+from server.engine.results import SessionView
 from server.errors import InvalidFields, ModelNotFound, NotReady
 from server.validation import check_session_id
 

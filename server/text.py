@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from deq_model.tokenizers.base import StreamDecoder
-from server.engine.types import Piece
+from server.engine.requests import Piece
 
 
 class StopStringText:

@@ -16,19 +16,16 @@ from deqlm.v1 import (
 )
 from server.config import RequestLimits
 from server.engine.engine import Engine
-from server.engine.types import (
+from server.engine.results import (
     FinishReason,
     Generated,
     SessionView,
-    Solve,
-    Solved,
-    SolveStats,
-    Status,
     Stopped,
     Times,
     TokenLogprob,
     Totals,
 )
+from server.engine.solve import Solve, Solved, SolveStats, Status
 from server.inputs import Tokens
 from server.validation import POLICIES
 

@@ -19,7 +19,7 @@ from deqlm.v1 import (
     tokenizer_pb2,
 )
 from server.config import RequestLimits
-from server.engine.types import Policy, Solve
+from server.engine.solve import Policy, Solve
 from server.errors import InvalidFields, Violation
 
 DEFAULT_PAGE_SIZE: Final = 100

@@ -21,9 +21,9 @@ from server.engine.packing import Packing
 from server.engine.precision import MOST_ROUGH, Costs, rough_rows, switch_residual
 from server.engine.scheduler import GATE, Entry, Scheduler, Sequence
 from server.engine.slab import Slab
+from server.engine.solve import Solve, Solved
 from server.engine.starts import first_states
 from server.engine.timing import product_costs
-from server.engine.types import Solve, Solved
 
 MOST_STEP = 10.0
 """Times its residual that a last step may be long.

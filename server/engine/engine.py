@@ -29,13 +29,15 @@ from server.engine.errors import (
     EngineStopped,
 )
 from server.engine.jobs import JobRunner
+from server.engine.limits import EngineLimits, EngineSnapshot
 from server.engine.observer import Observer
+from server.engine.requests import Job, ScoreJob
+from server.engine.results import Event, Failed
 from server.engine.scheduler import Scheduler
 from server.engine.sessions import SessionTable
 from server.engine.slab import Slab
 from server.engine.slots import SlotPool
 from server.engine.timing import call_costs
-from server.engine.types import EngineLimits, EngineSnapshot, Event, Failed, Job, ScoreJob
 from server.engine.work import Work
 
 log = logging.getLogger(__name__)

@@ -16,27 +16,24 @@ from server.engine.errors import Cancelled, EngineError, EngineFailed, NotConver
 from server.engine.next_token import NextToken
 from server.engine.observer import Observer, Unobserved
 from server.engine.predictions import Prediction, score, sources
+from server.engine.requests import GenerateJob, ScoreJob
+from server.engine.results import (
+    Drawn,
+    Failed,
+    Generated,
+    PromptSolved,
+    Scored,
+    SessionView,
+    TokenLogprob,
+    Totals,
+)
 from server.engine.sampling import draw
 from server.engine.scheduler import Scheduler, Sequence
 from server.engine.sessions import SessionTable
 from server.engine.sharing import Sharing
 from server.engine.slab import Slab
 from server.engine.slots import SlotPool
-from server.engine.types import (
-    Drawn,
-    Failed,
-    Generated,
-    GenerateJob,
-    PromptSolved,
-    Scored,
-    ScoreJob,
-    SessionView,
-    Solve,
-    Solved,
-    SolveStats,
-    TokenLogprob,
-    Totals,
-)
+from server.engine.solve import Solve, Solved, SolveStats
 from server.engine.work import Ending, Run, Work, totals_of
 
 log = logging.getLogger(__name__)

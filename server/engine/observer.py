@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from server.engine.types import Solved
+from server.engine.solve import Solved
 
 
 class Observer(Protocol):

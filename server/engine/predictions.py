@@ -8,7 +8,9 @@ from torch import Tensor
 
 from deq_model.adaptive_softmax import ClusteredLogSoftmax, Head
 from server.engine.next_token import NextToken
-from server.engine.types import ScoreJob, Solved, TokenLogprob
+from server.engine.requests import ScoreJob
+from server.engine.results import TokenLogprob
+from server.engine.solve import Solved
 from server.engine.work import Run
 
 _ROWS = 256

@@ -13,7 +13,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from server.engine.types import Solved
+from server.engine.solve import Solved
 
 S = TypeVar("S")
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from server.engine.next_token import NextToken
-from server.engine.types import Sampling
+from server.engine.requests import Sampling
 
 
 def draw(

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from server.engine.errors import SessionBusy, SessionLimit, SessionNotFound
+from server.engine.requests import Lease
+from server.engine.results import SessionView, Totals
 from server.engine.slots import SlotPool
-from server.engine.types import Lease, SessionView, Solve, Totals
+from server.engine.solve import Solve
 
 
 @dataclass(slots=True)

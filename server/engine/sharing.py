@@ -12,8 +12,9 @@ from torch import Tensor
 
 from server.engine.batch import Batch
 from server.engine.prefixes import Lead, Prefixes, Trace, is_hopeful
+from server.engine.requests import ScoreJob
 from server.engine.slab import Slab
-from server.engine.types import ScoreJob, Solved, SolveStats
+from server.engine.solve import Solved, SolveStats
 from server.engine.work import Run, Work
 
 PATIENCE_CALLS = 32

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deq_model.config import ModelConfig
-from server.engine.types import Solved
+from server.engine.solve import Solved
 
 
 @dataclass(slots=True)

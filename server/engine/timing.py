@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from server.engine.costs import CostCurve, measure
+from server.engine.limits import EngineLimits
 from server.engine.scheduler import Scheduler, Sequence
 from server.engine.slab import Slab
-from server.engine.types import EngineLimits, Solve
+from server.engine.solve import Solve
 
 if TYPE_CHECKING:
     from server.engine.batch import Batch

@@ -6,19 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from server.engine.prefixes import Trace
+from server.engine.requests import GenerateJob, Job, ScoreJob
+from server.engine.results import FinishReason, Stopped, Times, TokenLogprob, Totals
 from server.engine.scheduler import Sequence
-from server.engine.types import (
-    FinishReason,
-    GenerateJob,
-    Job,
-    ScoreJob,
-    Solved,
-    SolveStats,
-    Stopped,
-    Times,
-    TokenLogprob,
-    Totals,
-)
+from server.engine.solve import Solved, SolveStats
 
 
 @dataclass(slots=True, eq=False)

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from server.config import RequestLimits
-from server.engine.types import SessionView, Solve
+from server.engine.results import SessionView
+from server.engine.solve import Solve
 from server.metrics import Metrics
 from server.registry import Registry
 

@@ -8,17 +8,8 @@ from deqlm.v1 import generation_pb2, generation_pb2_grpc
 from server import translate
 from server.call import Call, Events, leased, submitted
 from server.engine.engine import Engine
-from server.engine.types import (
-    Drawn,
-    FinishReason,
-    Generated,
-    GenerateJob,
-    Lease,
-    PromptSolved,
-    Sampling,
-    SessionView,
-    Stop,
-)
+from server.engine.requests import GenerateJob, Lease, Sampling, Stop
+from server.engine.results import Drawn, FinishReason, Generated, PromptSolved, SessionView
 from server.inputs import Tokens, encode
 from server.metrics import Metrics
 from server.servicers.edge import Edge

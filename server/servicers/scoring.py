@@ -8,7 +8,8 @@ from deqlm.v1 import scoring_pb2, scoring_pb2_grpc
 from server import translate
 from server.call import Call, Events, leased, submitted
 from server.engine.engine import Engine
-from server.engine.types import Scored, ScoreJob
+from server.engine.requests import ScoreJob
+from server.engine.results import Scored
 from server.inputs import Tokens, encode
 from server.servicers.edge import LONG_RESPONSE, Edge
 from server.servicers.stream import Streams

@@ -7,7 +7,7 @@ from deqlm.v1 import session_pb2, session_pb2_grpc
 from server import translate
 from server.call import Call
 from server.engine.engine import Engine
-from server.engine.types import SessionView
+from server.engine.results import SessionView
 from server.errors import InvalidFields
 from server.servicers.edge import Edge
 from server.validation import check_create, check_fork, check_page_size

@@ -14,17 +14,9 @@ from server import translate
 from server.call import Call, Events, leased, submitted
 from server.engine.engine import Engine
 from server.engine.errors import EngineError, EngineStopped
-from server.engine.types import (
-    Lease,
-    Scored,
-    ScoreJob,
-    SessionView,
-    SolveStats,
-    Stopped,
-    Times,
-    TokenLogprob,
-    Totals,
-)
+from server.engine.requests import Lease, ScoreJob
+from server.engine.results import Scored, SessionView, Stopped, Times, TokenLogprob, Totals
+from server.engine.solve import SolveStats
 from server.errors import InvalidFields
 from server.inputs import LONG_TEXT, StreamTokens, Tokens
 from server.servicers.edge import LONG_RESPONSE, Edge

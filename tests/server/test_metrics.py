@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from deqlm.v1 import common_pb2, generation_pb2
-from server.engine.types import Solved
+from server.engine.solve import Solved
 from server.metrics import Metrics
 from tests.server.calls import Stubs, to_input
 

@@ -12,7 +12,7 @@ import torch
 
 from deq_model.checkpoint import load_checkpoint
 from server.config import ServerConfig
-from server.engine.types import Solve
+from server.engine.solve import Solve
 from tests.server.engine.helpers import logprobs, running_engine
 from tests.server.tiny import WORDS, save_words
 from training.cli import eval_main

@@ -17,20 +17,10 @@ from deq_model.tokenizers.word import WordTokenizer
 from deq_model.warm_start import WarmStart
 from server.engine.costs import CostCurve
 from server.engine.engine import Engine
-from server.engine.types import (
-    TERMINAL,
-    Drawn,
-    EngineLimits,
-    Event,
-    GenerateJob,
-    Lease,
-    Piece,
-    Sampling,
-    Scored,
-    ScoreJob,
-    Solve,
-    Stop,
-)
+from server.engine.limits import EngineLimits
+from server.engine.requests import GenerateJob, Lease, Piece, Sampling, ScoreJob, Stop
+from server.engine.results import TERMINAL, Drawn, Event, Scored
+from server.engine.solve import Solve
 
 TIGHT = Solve(tol=1e-7, max_nfe=200)
 EXACT = SolverOptions(tol=1e-8, max_nfe=500, depth=30)

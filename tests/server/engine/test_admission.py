@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from server.engine.admission import Admission, Places
 from server.engine.errors import InvalidRequest, QueueFull
+from server.engine.limits import EngineLimits
 from server.engine.observer import Unobserved
-from server.engine.types import EngineLimits, Failed, Scored, ScoreJob
+from server.engine.requests import ScoreJob
+from server.engine.results import Failed, Scored
 from server.engine.work import Work
 from tests.server.engine.helpers import Gate, running_engine, small_model
 

@@ -8,7 +8,7 @@ from deq_model.model import BlockFunction, DEQLanguageModel
 from server.engine.batch import Accepted, Batch
 from server.engine.scheduler import Scheduler, Sequence
 from server.engine.slab import Slab
-from server.engine.types import Solve
+from server.engine.solve import Solve
 from tests.server.engine.helpers import small_model
 
 PAIRS = ((1, 2), (3, 30), (39, 5), (12, 0))

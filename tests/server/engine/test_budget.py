@@ -8,17 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.engine.types import (
-    Drawn,
-    EngineLimits,
-    Event,
-    Generated,
-    PromptSolved,
-    Sampling,
-    Scored,
-    Solve,
-    Stop,
-)
+from server.engine.limits import EngineLimits
+from server.engine.requests import Sampling, Stop
+from server.engine.results import Drawn, Event, Generated, PromptSolved, Scored
+from server.engine.solve import Solve
 from tests.server.engine.helpers import (
     NEAR,
     TIGHT,

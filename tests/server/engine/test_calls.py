@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.engine.costs import CostCurve
+from server.engine.limits import EngineLimits
 from server.engine.observer import Unobserved
+from server.engine.requests import Stop
+from server.engine.results import Generated, PromptSolved, Scored
 from server.engine.scheduler import STREAM_SLOWDOWN
-from server.engine.types import EngineLimits, Generated, PromptSolved, Scored, Stop
 from tests.server.engine.helpers import NEAR, logprobs, reference, running_engine, small_model
 
 MODEL = small_model().eval()

@@ -20,14 +20,9 @@ from server.engine.errors import (
     QueueFull,
     SessionBusy,
 )
-from server.engine.types import (
-    EngineLimits,
-    Event,
-    Failed,
-    PromptSolved,
-    Scored,
-    Solve,
-)
+from server.engine.limits import EngineLimits
+from server.engine.results import Event, Failed, PromptSolved, Scored
+from server.engine.solve import Solve
 from tests.deq_model.golden import load_golden
 from tests.server.engine.helpers import (
     NEAR,

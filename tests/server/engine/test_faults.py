@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from server.engine.errors import EngineFailed
-from server.engine.types import Event, Failed, Generated, Piece, Scored, Stop
+from server.engine.requests import Piece, Stop
+from server.engine.results import Event, Failed, Generated, Scored
 from tests.server.engine.helpers import PlainText, running_engine, small_model
 
 MODEL = small_model().eval()

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from server.engine.types import Generated, PromptSolved, Sampling, Scored, Stop
+from server.engine.requests import Sampling, Stop
+from server.engine.results import Generated, PromptSolved, Scored
 from tests.server.engine.helpers import (
     NEAR,
     Caller,

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from server.engine.types import Sampling, Scored
+from server.engine.requests import Sampling
+from server.engine.results import Scored
 from tests.server.engine.helpers import drawn_ids, running_engine, small_model
 
 pytestmark = [

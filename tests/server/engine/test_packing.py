@@ -12,7 +12,7 @@ from deq_model.inference import InferenceFunction
 from server.engine.packing import Packing
 from server.engine.scheduler import Sequence
 from server.engine.slab import Slab
-from server.engine.types import Solved
+from server.engine.solve import Solved
 from tests.server.engine.helpers import small_model
 
 ROWS, WINDOW = 9, 5

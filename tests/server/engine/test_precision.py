@@ -9,10 +9,13 @@ from deq_model.block import BlockFunction
 from deq_model.feed_forward import Int8FeedForward, has_int8
 from server.engine.batch import Accepted, Batch
 from server.engine.costs import CostCurve
+from server.engine.limits import EngineLimits
 from server.engine.precision import SWITCH, Costs, rough_rows, switch_residual
+from server.engine.requests import Sampling
+from server.engine.results import Scored
 from server.engine.scheduler import Scheduler, Sequence
 from server.engine.slab import Slab
-from server.engine.types import EngineLimits, Sampling, Scored, Solve
+from server.engine.solve import Solve
 from tests.server.engine.helpers import drawn_ids, running_engine, small_model
 
 needs_int8 = pytest.mark.skipif(not has_int8("cpu"), reason="this CPU has no 8-bit products")

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.engine.prefixes import LEAST_WAIT, Prefixes, Trace, common, is_hopeful
-from server.engine.types import Solved
+from server.engine.solve import Solved
 
 TEXT = [*range(100, 130)]
 tokens = st.lists(st.integers(0, 2), max_size=12)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.engine.next_token import NextToken
+from server.engine.requests import Sampling
 from server.engine.sampling import draw
-from server.engine.types import Sampling
 from tests.server.engine.helpers import small_model
 
 MODEL = small_model(seed=3)

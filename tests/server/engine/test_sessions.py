@@ -6,9 +6,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from server.engine.errors import SessionBusy, SessionLimit, SessionNotFound
+from server.engine.requests import Lease
+from server.engine.results import Totals
 from server.engine.sessions import SessionTable
 from server.engine.slots import SlotPool
-from server.engine.types import Lease, Solve, Totals
+from server.engine.solve import Solve
 
 
 class Clock:

@@ -10,16 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.engine import sharing
-from server.engine.types import (
-    EngineLimits,
-    Event,
-    Failed,
-    Generated,
-    Sampling,
-    Scored,
-    Solve,
-    Stop,
-)
+from server.engine.limits import EngineLimits
+from server.engine.requests import Sampling, Stop
+from server.engine.results import Event, Failed, Generated, Scored
+from server.engine.solve import Solve
 from tests.server.engine.helpers import (
     NEAR,
     TIGHT,

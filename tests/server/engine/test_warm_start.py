@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 from deq_model.solvers.options import SolverOptions
 from deq_model.warm_start import WarmStart
 from server.engine.batch import Batch
+from server.engine.limits import EngineLimits
 from server.engine.observer import Unobserved
+from server.engine.requests import Sampling, Stop
+from server.engine.results import Scored
 from server.engine.scheduler import Scheduler, Sequence
 from server.engine.slab import Slab
-from server.engine.types import EngineLimits, Sampling, Scored, Solve, Stop
+from server.engine.solve import Solve
 from tests.server.engine.helpers import (
     NEAR,
     Caller,

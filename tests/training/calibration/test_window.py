@@ -6,7 +6,9 @@ import torch
 from deq_model.solvers.options import SolverOptions, SolverStatus
 from deq_model.warm_start import WarmStart
 from server.engine.costs import CostCurve
-from server.engine.types import EngineLimits, Scored, Solve
+from server.engine.limits import EngineLimits
+from server.engine.results import Scored
+from server.engine.solve import Solve
 from tests.server.engine.helpers import NEAR, reference, running_engine, small_model
 from training.calibration.window import SolvedStreams, solve_streams
 

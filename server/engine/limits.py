@@ -1,0 +1,52 @@
+"""Sizes of the engine, and how much of them is in use."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLimits:
+    """Sizes of the engine.
+
+    Attributes:
+        max_batch_tokens: most rows in one call of f.
+        max_running: sequences (requests, or candidates of one) solved together; jobs begun. A
+            quarter is kept for owners that have none.
+        max_queue: jobs that may wait.
+        max_queue_tokens: tokens that may wait.
+        max_sessions: sessions held.
+        window: most rows of one sequence in a call.
+        overload_tol: tolerance to which tokens are loosened while more jobs wait than
+            ``overload_queue``; 0 for never.
+        overload_queue: jobs that may wait before tokens are loosened.
+        prefix_cache: tokens whose states are kept for prompts that begin alike; 0 shares nothing.
+    """
+
+    max_batch_tokens: int = 512
+    max_running: int = 64
+    max_queue: int = 256
+    max_queue_tokens: int = 1_000_000
+    max_sessions: int = 256
+    window: int = 64
+    overload_tol: float = 0.0
+    overload_queue: int = 32
+    prefix_cache: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSnapshot:
+    """Gauges of the engine at one moment.
+
+    ``loosening`` says whether tokens are solved to ``overload_tol`` now, ``prefix_tokens`` how many
+    tokens of ended prompts have their states kept.
+    """
+
+    running_jobs: int
+    waiting_jobs: int
+    waiting_tokens: int
+    sessions: int
+    slots_used: int
+    slots_total: int
+    memory_bytes: int
+    session_memory_bytes: int
+    loosening: bool = False
+    prefix_tokens: int = 0
