@@ -206,8 +206,13 @@ def open_ranks(options: RunOptions) -> Iterator[Ranks]:
         raise RankError(f"the other ranks cannot be reached: {error}") from error
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    ranks = Ranks(rank=rank, size=size, store=store, timeout_s=options.rank_timeout_s)
     try:
-        yield Ranks(rank=rank, size=size, store=store, timeout_s=options.rank_timeout_s)
+        yield ranks
+        # Gloo's threads let go of the tensors of the last exchange after it has returned, and abort
+        # the process if the interpreter ends meanwhile. Waiting for each other gives them the time.
+        with ranks.watched():
+            dist.barrier()
     finally:
         dist.destroy_process_group()
 
