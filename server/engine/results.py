@@ -12,8 +12,6 @@ from server.engine.solve import Solve, Solved, SolveStats
 
 Stopped = Literal["time", "calls"]
 """What cut a job short: its time or its calls of f were spent."""
-
-
 FinishReason = Literal["eos", "stop_id", "stop_string", "length", "time", "calls"]
 
 
@@ -163,7 +161,5 @@ class Failed:
 
 
 Event = Scored | PromptSolved | Drawn | Generated | Failed
-
-
 TERMINAL = (Scored, Generated, Failed)
 """Every accepted job ends in exactly one of these."""

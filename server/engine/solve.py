@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 Policy = Literal["best_effort", "error"]
-
-
 Status = Literal["converged", "loosened", "max_nfe", "nonfinite"]
 
 
