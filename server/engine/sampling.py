@@ -1,4 +1,11 @@
-"""Drawing the next token from the adaptive softmax: exact, and lazy about its tails.
+"""Drawing the next token from the adaptive softmax: exact, lazy about its tails, and steady.
+
+Steady: with the same random number, states that are nearly the same nearly always give the same
+token, however many words there are. Each word has a number of its own, drawn from the exponential
+distribution, and the word whose weight is largest against its number wins (the Gumbel-max trick).
+A change of the weights so changes the winner with a chance of at most twice their distance in total
+variation; the inverse of the cumulated distribution has no such bound. So a token can be guessed
+before its predecessor's state is final (``guessing.py``).
 
 A tail's words together, whatever is done to them, weigh no more than can be told from the tail's
 own probability. So the words of a tail are computed only when a draw falls into that bound, or when
@@ -9,6 +16,7 @@ import math
 import random
 from collections.abc import Collection
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,7 +54,7 @@ def draw(
     if sampling.temperature == 0:
         return scores.id_of(int(scores.known.argmax()))
     weights = _filtered(scores, sampling)
-    return scores.id_of(_invert(weights, uniform)[0])
+    return scores.id_of(_winner(weights, scores.rivals(_Noise(uniform))))
 
 
 class _Scores:
@@ -77,6 +85,16 @@ class _Scores:
             for cluster in {distribution.cluster_of(i) for i in self._seen} - {0}:
                 self.resolve(cluster)
         self._join()
+
+    @property
+    def clusters(self) -> int:
+        """How many there are, the head included."""
+        return len(self.edges) - 1
+
+    def rivals(self, noise: "_Noise") -> Tensor:
+        """The random numbers of the known words, ``(m,)``."""
+        parts = [noise.of(cluster, words.numel()) for cluster, words in self._resolved]
+        return torch.cat(parts).to(self.known.device)
 
     @property
     def bound(self) -> float:
@@ -155,25 +173,51 @@ class _Scores:
         return torch.tensor(inside, dtype=torch.long, device=self._distribution.words.device)
 
 
+class _Noise:
+    """Exponential random numbers, by one uniform number, a round, and what they are for.
+
+    What they are for is a cluster's words; −1 stands for outcomes that are no words.
+    """
+
+    def __init__(self, uniform: float, turn: int = 0) -> None:
+        self._uniform, self._turn = uniform, turn
+
+    def after(self) -> "_Noise":
+        """Others, for a draw that is made again."""
+        return _Noise(self._uniform, self._turn + 1)
+
+    def of(self, cluster: int, count: int) -> Tensor:
+        """``(count,)`` float64 on the CPU."""
+        bits = int(self._uniform * 2**53)  # all that a uniform number of Python's has
+        key = bits << 64 | self._turn << 32 | cluster + 1
+        generator = np.random.Generator(np.random.Philox(key=key))
+        return torch.from_numpy(generator.standard_exponential(count))
+
+
 def _drawn(scores: _Scores, uniform: float) -> int:
     """Draws from all words, none of them filtered out.
 
     By rejection: a draw may fall to a tail's bound; then it falls to one of its words, or to what
-    the bound was too high by, and is made again. What is left of a uniform number inside the
-    outcome that it chose is uniform again, so one number serves for all.
+    the bound was too high by, and is made again.
     """
+    noise = _Noise(uniform)
     while True:
         tails, highest = scores.open_weights, scores.highest
         known = scores.weights(scores.known)
-        index, rest = _invert(torch.cat([known, known.new_tensor(list(tails.values()))]), uniform)
+        bounds = known.new_tensor(list(tails.values()))
+        rivals = [scores.rivals(noise), noise.of(-1, scores.clusters)[list(tails)].to(known.device)]
+        index = _winner(torch.cat([known, bounds]), torch.cat(rivals))
         if index < known.numel():
             return scores.id_of(index)
         cluster = list(tails)[index - known.numel()]
         inside = scores.weights(scores.resolve(cluster), highest)
-        most, total = tails[cluster], float(inside.sum())
-        if rest * most < total:
-            return scores.edges[cluster] + _invert(inside, rest * most / total)[0]
-        uniform = (rest * most - total) / (most - total)
+        noise = noise.after()
+        excess = (tails[cluster] - inside.sum()).clamp(min=0.0)
+        rivals = [noise.of(cluster, inside.numel()), noise.of(-1, 1)]
+        index = _winner(torch.cat([inside, excess[None]]), torch.cat(rivals).to(inside.device))
+        if index < inside.numel():
+            return scores.edges[cluster] + index
+        noise = noise.after()
 
 
 def _filtered(scores: _Scores, sampling: Sampling) -> Tensor:
@@ -228,16 +272,9 @@ def _first(weights: Tensor, count: int) -> Tensor:
     return above.index_fill(0, equal, True)
 
 
-def _invert(chances: Tensor, uniform: float) -> tuple[int, float]:
-    """The outcome at ``uniform`` of the cumulated chances, and the uniform number left inside it.
+def _winner(chances: Tensor, rivals: Tensor) -> int:
+    """One outcome, with a probability proportional to its chance, by exponential numbers.
 
     Chances need not sum to one. An outcome with chance zero is never returned.
     """
-    cumulated = chances.cumsum(0)
-    goal = uniform * float(cumulated[-1])
-    index = int(torch.searchsorted(cumulated, goal, right=True))
-    if index >= chances.numel():
-        index = int(chances.nonzero()[-1])
-    chance = float(chances[index])
-    rest = (goal - (float(cumulated[index]) - chance)) / chance
-    return index, min(max(rest, 0.0), 1.0)
+    return int((chances / rivals).argmax())
