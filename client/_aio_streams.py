@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import grpc
 
-from client import _convert, types
+from client import _decode, _encode, types
 from client._generation import GenerationLog, text_of
 from client.errors import Cancelled, DeqlmError, Unavailable, from_call
 from client.options import StreamPiece
@@ -60,7 +60,7 @@ class AsyncGeneration:
         """Yield every event; one iteration in all."""
         try:
             async for message in _read(self._call):
-                event = _convert.generation_event(message)
+                event = _decode.generation_event(message)
                 if event is not None:
                     self._log.observe(event)
                     yield event
@@ -115,7 +115,7 @@ class Requests:
             return
         try:
             async for piece in _each(self._pieces):
-                yield _convert.stream_piece(piece)
+                yield _encode.stream_piece(piece)
         except Exception as error:  # re-raised by the reader; grpc would only log it
             self.failure = error
             self.on_failure()
@@ -143,7 +143,7 @@ async def streamed_scores(
     """Yield the answers; what the caller's iterator raised is raised here."""
     try:
         async for message in _read(call):
-            yield _convert.streamed_score(message)
+            yield _decode.streamed_score(message)
     except DeqlmError:
         if requests.failure is None:
             raise
@@ -157,7 +157,7 @@ async def becomes_serving(watch: Any) -> bool:
     """Read a health watch until it says serving; False when the connection broke before that."""
     try:
         async for message in _read(watch):
-            if _convert.health(message) is types.HealthStatus.SERVING:
+            if _decode.health(message) is types.HealthStatus.SERVING:
                 return True
     except Unavailable:
         pass

@@ -15,6 +15,9 @@ DEFAULT_TIMEOUT_S: Final = 60.0
 OWNER_KEY: Final = "deqlm-owner"
 """Metadata key that names the owner of sessions."""
 
+READY_SERVICE: Final = "deqlm.v1.ScoringService"
+"""Service whose health tells readiness; that of the empty name tells that the process lives."""
+
 _MAX_MESSAGE_BYTES: Final = 64 * 2**20
 
 OPTIONS: Final[tuple[tuple[str, int], ...]] = (

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import grpc
 
-from client import _convert, types
+from client import _decode, _encode, types
 from client._generation import GenerationLog, text_of
 from client.errors import from_call
 from client.options import StreamPiece
@@ -58,7 +58,7 @@ class Generation:
         """Yield every event; one iteration in all."""
         try:
             for message in self._call:
-                event = _convert.generation_event(message)
+                event = _decode.generation_event(message)
                 if event is not None:
                     self._log.observe(event)
                     yield event
@@ -104,7 +104,7 @@ class Requests:
             config, self._config = self._config, None
             return config
         try:
-            return _convert.stream_piece(next(self._pieces))
+            return _encode.stream_piece(next(self._pieces))
         except StopIteration:
             raise
         except BaseException as error:  # re-raised by the reader; grpc would only log it
@@ -117,7 +117,7 @@ def streamed_scores(call: Any, requests: Requests) -> Generator[types.StreamedSc
     """Yield the answers; what the caller's iterator raised is raised here."""
     try:
         for message in call:
-            yield _convert.streamed_score(message)
+            yield _decode.streamed_score(message)
     except grpc.RpcError as error:
         if requests.failure is None:
             raise from_call(error) from error
@@ -130,7 +130,7 @@ def streamed_scores(call: Any, requests: Requests) -> Generator[types.StreamedSc
 def becomes_serving(watch: Any) -> bool:
     """Read a health watch until it says serving; False when the connection broke before that."""
     try:
-        return any(_convert.health(message) is types.HealthStatus.SERVING for message in watch)
+        return any(_decode.health(message) is types.HealthStatus.SERVING for message in watch)
     except grpc.RpcError as error:
         if error.code() is grpc.StatusCode.UNAVAILABLE:
             return False

@@ -15,8 +15,14 @@ from typing import Any, Self
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from client import _convert, types
-from client._channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, OPTIONS, owner_metadata
+from client import _decode, _encode, types
+from client._channel import (
+    DEFAULT_ADDRESS,
+    DEFAULT_TIMEOUT_S,
+    OPTIONS,
+    READY_SERVICE,
+    owner_metadata,
+)
 from client._retry import NEVER, ON_ABORTED, ON_UNAVAILABLE, Attempts, RetryPolicy
 from client._sync_session import Session
 from client._sync_streams import Generation, Requests, becomes_serving, streamed_scores
@@ -120,7 +126,7 @@ class Client:
         timeout_s: float | None = None,
     ) -> types.Score:
         """Score text or token ids; with candidates, score each after session and input."""
-        request = _convert.score_request(
+        request = _encode.score_request(
             input=input,
             session_id=session,
             model=model,
@@ -132,7 +138,7 @@ class Client:
             priority=priority,
         )
         retry_on = ON_UNAVAILABLE if session is None or candidates else NEVER
-        return _convert.score(self._call(self._scoring.Score, request, retry_on, timeout_s))
+        return _decode.score(self._call(self._scoring.Score, request, retry_on, timeout_s))
 
     def score_stream(
         self,
@@ -151,7 +157,7 @@ class Client:
 
         `pieces` is read on another thread. It may cut text anywhere, and yield token ids and FLUSH.
         """
-        config = _convert.stream_config(
+        config = _encode.stream_config(
             session_id=session,
             model=model,
             top_k=top_k,
@@ -180,7 +186,7 @@ class Client:
         timeout_s: float | None = None,
     ) -> Generation:
         """Continue a prompt or a session; iterate over the result for the tokens."""
-        request = _convert.generate_request(
+        request = _encode.generate_request(
             prompt=prompt,
             session_id=session,
             model=model,
@@ -208,16 +214,16 @@ class Client:
     ) -> types.SessionInfo:
         """Make a session and leave its end to the caller, or to its time to live."""
         request = session_pb2.CreateSessionRequest(
-            model=model, ttl_s=ttl_s, solver=_convert.solver_to_pb(solver)
+            model=model, ttl_s=ttl_s, solver=_encode.solver_to_pb(solver)
         )
         answer = self._call(self._sessions.CreateSession, request, NEVER)
-        return _convert.session(answer.session)
+        return _decode.session(answer.session)
 
     def get_session(self, session_id: str) -> types.SessionInfo:
         """Tell about a session."""
         request = session_pb2.GetSessionRequest(session_id=session_id)
         answer = self._call(self._sessions.GetSession, request, ON_UNAVAILABLE)
-        return _convert.session(answer.session)
+        return _decode.session(answer.session)
 
     def list_sessions(self, *, model: str = "") -> tuple[types.SessionInfo, ...]:
         """List the owner's sessions, oldest first."""
@@ -225,7 +231,7 @@ class Client:
         request = session_pb2.ListSessionsRequest(model=model)
         while True:
             page = self._call(self._sessions.ListSessions, request, ON_UNAVAILABLE)
-            found.extend(map(_convert.session, page.sessions))
+            found.extend(map(_decode.session, page.sessions))
             if not page.next_page_token:
                 return tuple(found)
             request.page_token = page.next_page_token
@@ -234,7 +240,7 @@ class Client:
         """Copy a session."""
         request = session_pb2.ForkSessionRequest(session_id=session_id, ttl_s=ttl_s)
         answer = self._call(self._sessions.ForkSession, request, NEVER)
-        return _convert.session(answer.session)
+        return _decode.session(answer.session)
 
     def delete_session(self, session_id: str, *, wait_if_busy: bool = False) -> None:
         """Delete a session; `wait_if_busy` tries again while another call still holds it."""
@@ -243,34 +249,32 @@ class Client:
 
     def tokenize(self, text: str, *, model: str = "") -> types.Tokenized:
         """Encode text."""
-        request = _convert.tokenize_request(model, text)
-        return _convert.tokenized(self._call(self._tokenizer.Tokenize, request, ON_UNAVAILABLE))
+        request = _encode.tokenize_request(model, text)
+        return _decode.tokenized(self._call(self._tokenizer.Tokenize, request, ON_UNAVAILABLE))
 
     def detokenize(self, ids: Iterable[int], *, model: str = "") -> types.Detokenized:
         """Decode token ids."""
-        request = _convert.detokenize_request(model, ids)
-        return _convert.detokenized(self._call(self._tokenizer.Detokenize, request, ON_UNAVAILABLE))
+        request = _encode.detokenize_request(model, ids)
+        return _decode.detokenized(self._call(self._tokenizer.Detokenize, request, ON_UNAVAILABLE))
 
     def models(self) -> tuple[types.ModelInfo, ...]:
         """List the loaded models, the default one first."""
         request = model_pb2.ListModelsRequest()
         answer = self._call(self._models.ListModels, request, ON_UNAVAILABLE)
-        return tuple(map(_convert.model_info, answer.models))
+        return tuple(map(_decode.model_info, answer.models))
 
     def model(self, name: str = "") -> types.ModelInfo:
         """Tell about one model, or about the default one."""
         request = model_pb2.GetModelRequest(name=name)
         answer = self._call(self._models.GetModel, request, ON_UNAVAILABLE)
-        return _convert.model_info(answer.model)
+        return _decode.model_info(answer.model)
 
     def health(self, service: str = "") -> types.HealthStatus:
         """Ask for the health of the server, or of one service by its full name."""
         request = health_pb2.HealthCheckRequest(service=service)
-        return _convert.health(self._call(self._health.Check, request, ON_UNAVAILABLE))
+        return _decode.health(self._call(self._health.Check, request, ON_UNAVAILABLE))
 
-    def wait_ready(
-        self, *, service: str = _convert.READY_SERVICE, timeout_s: float | None = None
-    ) -> None:
+    def wait_ready(self, *, service: str = READY_SERVICE, timeout_s: float | None = None) -> None:
         """Wait until the service is serving, also for a server that is yet to be started.
 
         Raises:

@@ -1,7 +1,7 @@
 """What the client returns: frozen dataclasses, spelled like the messages they mirror.
 
 Log-probabilities are natural logarithms, offsets count UTF-8 bytes, durations are seconds. A result
-field that is None was absent in the message. `client/_convert.py` turns protobuf into these.
+field that is None was absent in the message. `client/_decode.py` turns protobuf into these.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 import pytest
 
-from client import _convert
+from client import _encode
 from client._channel import owner_metadata
 from client.errors import InvalidArgument
 
@@ -21,9 +21,9 @@ def test_an_owner_that_metadata_cannot_carry(owner):
 @pytest.mark.parametrize(
     "build",
     [
-        _convert.input_to_pb,
-        _convert.stream_piece,
-        lambda text: _convert.tokenize_request("", text),
+        _encode.input_to_pb,
+        _encode.stream_piece,
+        lambda text: _encode.tokenize_request("", text),
     ],
     ids=["input", "piece", "tokenize"],
 )

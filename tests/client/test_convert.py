@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client import _convert, options, types
+from client import _decode, _encode, options, types
 from client.errors import InvalidArgument
 from deqlm.v1 import (
     common_pb2,
@@ -63,17 +63,17 @@ def test_an_enum_has_every_value_of_the_contract(enum, pb, prefix):
 
 def test_every_budget_policy_can_be_sent_and_read():
     for policy in options.BudgetPolicy:
-        sent = _convert.solver_to_pb(options.SolverOptions(policy=policy))
+        sent = _encode.solver_to_pb(options.SolverOptions(policy=policy))
         assert common_pb2.BudgetPolicy.Name(sent.policy) == f"BUDGET_POLICY_{policy.upper()}"
-        assert _convert.solver_options(sent).policy is policy
+        assert _decode.solver_options(sent).policy is policy
     assert len(options.BudgetPolicy) == len(common_pb2.BudgetPolicy.keys()) - 1
 
 
 def test_every_priority_can_be_sent():
     for priority in options.Priority:
-        number = _convert.priority_to_pb(priority)
+        number = _encode.priority_to_pb(priority)
         assert common_pb2.Priority.Name(number) == f"PRIORITY_{priority.upper()}"
-    assert _convert.priority_to_pb(None) == common_pb2.PRIORITY_UNSPECIFIED
+    assert _encode.priority_to_pb(None) == common_pb2.PRIORITY_UNSPECIFIED
     assert len(options.Priority) == len(common_pb2.Priority.keys()) - 1
 
 
@@ -81,35 +81,35 @@ def test_every_priority_can_be_sent():
 def test_an_answer_is_complete_unless_something_stopped_it(number):
     answer = scoring_pb2.ScoreResponse(stopped_by=number)
     answer.candidates.add(stopped_by=number)
-    score = _convert.score(answer)
+    score = _decode.score(answer)
     is_complete = number == common_pb2.STOPPED_BY_UNSPECIFIED
     assert score.complete is score.candidates[0].complete is is_complete
-    streamed = _convert.streamed_score(scoring_pb2.ScoreStreamResponse(stopped_by=number))
+    streamed = _decode.streamed_score(scoring_pb2.ScoreStreamResponse(stopped_by=number))
     assert streamed.stopped_by is score.stopped_by
 
 
 def test_an_offset_of_zero_is_told_from_no_offset():
-    zero = _convert.token_score(scoring_pb2.TokenScore(byte_begin=0, byte_end=0))
-    none = _convert.token_score(scoring_pb2.TokenScore())
+    zero = _decode.token_score(scoring_pb2.TokenScore(byte_begin=0, byte_end=0))
+    none = _decode.token_score(scoring_pb2.TokenScore())
     assert (zero.byte_begin, zero.byte_end) == (0, 0)
     assert (none.byte_begin, none.byte_end) == (None, None)
 
 
 def test_an_enum_value_newer_than_the_client_reads_unspecified():
-    report = _convert.solver_report(common_pb2.SolverReport(status=99, policy=99))
+    report = _decode.solver_report(common_pb2.SolverReport(status=99, policy=99))
     assert report.status is types.SolverStatus.UNSPECIFIED
     assert report.policy is None
 
 
 def test_an_event_newer_than_the_client_is_none():
-    assert _convert.generation_event(generation_pb2.GenerateResponse()) is None
+    assert _decode.generation_event(generation_pb2.GenerateResponse()) is None
 
 
 def test_what_ended_a_generation_is_told():
     finished = generation_pb2.GenerationFinished(
         reason=generation_pb2.FINISH_REASON_STOP_ID, stop_id=0
     )
-    event = _convert.generation_event(generation_pb2.GenerateResponse(finished=finished))
+    event = _decode.generation_event(generation_pb2.GenerateResponse(finished=finished))
     assert event.reason is types.FinishReason.STOP_ID
     assert (event.stop_id, event.stop_string, event.session) == (0, None, None)
 
@@ -117,7 +117,7 @@ def test_what_ended_a_generation_is_told():
 def test_times_are_utc():
     session = session_pb2.Session()
     session.create_time.FromJsonString("2001-02-03T04:05:06Z")
-    assert _convert.session(session).create_time.isoformat() == "2001-02-03T04:05:06+00:00"
+    assert _decode.session(session).create_time.isoformat() == "2001-02-03T04:05:06+00:00"
 
 
 optional_count = st.none() | st.integers(0, 2**32 - 1)
@@ -133,12 +133,12 @@ def test_solver_options_survive_the_way_there_and_back(tol, max_nfe, policy, kee
     given_options = options.SolverOptions(
         tol=tol, max_nfe=max_nfe, policy=policy, keep_tol=keep_tol
     )
-    assert _convert.solver_options(_convert.solver_to_pb(given_options)) == given_options
+    assert _decode.solver_options(_encode.solver_to_pb(given_options)) == given_options
 
 
 @given(top_k=optional_count, session_id=st.none() | st.text(max_size=5))
 def test_what_is_none_is_not_sent(top_k, session_id):
-    request = _convert.score_request(
+    request = _encode.score_request(
         input="text",
         session_id=session_id,
         model="",
@@ -190,12 +190,12 @@ def test_a_budget_is_sent_as_given():
     assert (sent.budget.max_time_s, sent.budget.max_calls) == (0.0, 2**40)
     assert sent.budget.HasField("max_time_s")
     assert sent.priority == common_pb2.PRIORITY_HIGH
-    assert not _convert.budget_to_pb(options.Budget()).HasField("max_calls")
+    assert not _encode.budget_to_pb(options.Budget()).HasField("max_calls")
 
 
 @pytest.mark.parametrize("piece", ["text", [1, 2], (), options.FLUSH])
 def test_a_piece_of_a_stream_sets_its_own_field(piece):
-    message = _convert.stream_piece(piece)
+    message = _encode.stream_piece(piece)
     expected = {str: "text", options.Flush: "flush"}.get(type(piece), "token_ids")
     assert message.WhichOneof("kind") == expected
 
@@ -203,13 +203,13 @@ def test_a_piece_of_a_stream_sets_its_own_field(piece):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: _convert.input_to_pb([5, -1]), r"token_ids must be in \[0, 4294967295\], got -1"),
+        (lambda: _encode.input_to_pb([5, -1]), r"token_ids must be in \[0, 4294967295\], got -1"),
         (
             lambda: _generate_request(sampling=options.SamplingOptions(seed=2**64)),
             r"seed must be in \[0, 18446744073709551615\], got 18446744073709551616",
         ),
         (
-            lambda: _convert.solver_to_pb(options.SolverOptions(max_nfe=-1)),
+            lambda: _encode.solver_to_pb(options.SolverOptions(max_nfe=-1)),
             r"max_nfe must be in \[0, 4294967295\], got -1",
         ),
     ],
@@ -232,4 +232,4 @@ def _generate_request(**given_options):
         budget=None,
         priority=None,
     )
-    return _convert.generate_request(**(defaults | given_options))
+    return _encode.generate_request(**(defaults | given_options))
