@@ -4,14 +4,13 @@ Letters: n rows of the call, S sequences, W rows of a sequence, H ``n_head``, d 
 entries of a ring that are in use.
 """
 
-from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from deq_model.inference import InferenceFunction
-from server.engine.scheduler import Sequence
+from server.engine.layout import Layout
 from server.engine.slab import Slab
 
 _PADDING = 1.5
@@ -47,64 +46,50 @@ class _Alone:
 
 
 class Packing:
-    """The rows of one call.
+    """The rows of one call on the device.
 
     Attributes:
         rows: of the solver, ``(n,)`` int64.
         work_rows: ``(n,)`` int64, of the work area.
         entries: ``(n,)`` int64, of its rings.
-        sequences: in the order of the rows.
-        offsets: the first row of each sequence.
     """
 
-    def __init__(self, sequences: Seq[Sequence], slab: Slab, hidden: int) -> None:
-        """Lays out the active rows of sequences.
+    def __init__(self, layout: Layout, slab: Slab, hidden: int) -> None:
+        """Takes the rows of a call.
 
         Args:
-            sequences: with at least one active row each, in the order of their work rows.
+            layout: of the rows.
             slab: with the work area.
             hidden: what stands for the distance of a key that is not seen.
         """
         config, device = slab.config, slab.key.device
-        self.sequences = sequences
-        counts = [len(sequence.active) for sequence in sequences]
-        self.offsets: list[int] = []
-        ids: list[int] = []
-        work: list[int] = []
-        positions: list[int] = []
-        for sequence, count in zip(sequences, counts, strict=True):
-            begin = sequence.start + sequence.accepted
-            self.offsets.append(len(ids))
-            ids += sequence.active
-            work += [sequence.slot] * count
-            positions += range(begin, begin + count)
-        self.row_ids = ids
-        self.rows = torch.tensor(ids, device=device)
-        self.work_rows = torch.tensor(work, device=device)
-        at = torch.tensor(positions, device=device)
+        self._slab, self._layout = slab, layout
+        self.rows = torch.tensor(layout.row_ids, device=device)
+        self.work_rows = torch.tensor(layout.work, device=device)
+        at = torch.tensor(layout.positions, device=device)
         self.entries = at % slab.ring
-        self._used = min(slab.ring, max(positions) + 1)
+        self._used = min(slab.ring, max(layout.positions) + 1)
         # A key is seen from its own position on, and as long as it is within the query's context:
         # all tokens from mem_len before the start of its segment on.
         reach = (at % config.tgt_len + config.mem_len).clamp(max=config.attention_span - 1)
         reach = torch.minimum(reach, at)
         distance = (at[:, None] - torch.arange(self._used, device=device)) % slab.ring
         self._distance = torch.where(distance <= reach[:, None], distance, hidden)
-        self._slab = slab
-        self._together, self._alone = self._group(counts, device)
+        self._together, self._alone = self._group(layout.counts, device)
 
     def _group(
         self, counts: list[int], device: torch.device
     ) -> tuple[_Together | None, list[_Alone]]:
         """Which rows are computed together: all sequences' first ones, if they lie close."""
-        begin, end = self.sequences[0].slot, self.sequences[-1].slot + 1
+        sequences, offsets = self._layout.sequences, self._layout.offsets
+        begin, end = sequences[0].slot, sequences[-1].slot + 1
         n, span = sum(counts), end - begin
         width = max(counts) if span * max(counts) <= _PADDING * n else min(counts)
         if len(counts) == 1 or span * width > 2 * sum(min(width, count) for count in counts):
             width = 0
         alone = [
             _Alone(sequence.slot, offset + min(width, count), offset + count)
-            for sequence, offset, count in zip(self.sequences, self.offsets, counts, strict=True)
+            for sequence, offset, count in zip(sequences, offsets, counts, strict=True)
             if count > width
         ]
         if width == 0:
@@ -112,7 +97,7 @@ class Packing:
         if len(counts) == span and set(counts) == {width}:
             return _Together(begin, end, None, None, None), alone
         grid = [[n] * width for _ in range(span)]
-        for sequence, offset, count in zip(self.sequences, self.offsets, counts, strict=True):
+        for sequence, offset, count in zip(sequences, offsets, counts, strict=True):
             here = min(width, count)
             grid[sequence.slot - begin][:here] = range(offset, offset + here)
         flat = [row for line in grid for row in line]

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deq_model.inference import InferenceFunction
+from server.engine.layout import Layout
 from server.engine.packing import Packing
 from server.engine.scheduler import Sequence
 from server.engine.slab import Slab
@@ -52,7 +53,8 @@ def test_each_row_attends_to_its_own_context(
         histories.append(past)
         at = torch.arange(max(0, length - config.klen), length)
         slab.write_keys(torch.full_like(at, slot), at % slab.ring, past[0, at], past[1, at])
-    packing = Packing(sequences, slab, f.hidden)
+    layout = Layout.of(sequences)
+    packing = Packing(layout, slab, f.hidden)
     query = torch.randn(free, config.n_head, config.d_head, generator=source, dtype=torch.float64)
     now = [h[:, s.start :] for h, s in zip(histories, sequences, strict=True)]
     key, value = torch.cat(now, dim=1)
@@ -70,7 +72,7 @@ def test_each_row_attends_to_its_own_context(
             wanted = torch.einsum("hk,khd->hd", scores.softmax(-1), past[1, seen]).flatten()
             torch.testing.assert_close(mixed[row], wanted)
             row += 1
-    assert row == free == len(packing.row_ids)
+    assert row == free == len(layout.row_ids)
 
 
 @pytest.mark.parametrize("window", [1, 5])

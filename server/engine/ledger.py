@@ -1,0 +1,153 @@
+"""What is known of the solves, and which tokens are done after a call of f. No torch."""
+
+from dataclasses import dataclass
+
+from server.engine.layout import Layout
+from server.engine.precision import MOST_ROUGH, Costs, rough_rows, switch_residual
+from server.engine.scheduler import GATE, Scheduler, Sequence
+from server.engine.solve import Solve, Solved
+
+Options = dict[Sequence, Solve]
+"""How to solve each sequence."""
+
+
+@dataclass(slots=True)
+class _Row:
+    """What is known of the solve in a row.
+
+    Attributes:
+        nfe: calls of f on it.
+        far: whether it is far enough from its fixed point for a rough f.
+        rough: whether its last call was of the rough f.
+        settled: whether its history is what it was in its last call, were it the first of its
+            window.
+    """
+
+    nfe: int = 0
+    far: bool = True
+    rough: bool = False
+    settled: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A token that is done.
+
+    Attributes:
+        sequence: it belongs to.
+        index: in the sequence's inputs.
+        row: of the solver.
+        offset: of its row in the call.
+        residual: that the call measured.
+        converged: whether it is accepted for that; if not, its budget is spent.
+        nfe: calls of f on it.
+    """
+
+    sequence: Sequence
+    index: int
+    row: int
+    offset: int
+    residual: float
+    converged: bool
+    nfe: int
+
+    def solved(self, best_residual: float) -> Solved:
+        """How it was solved, with the least residual that was seen of it; inf for none."""
+        if self.converged:
+            return Solved(self.nfe, self.residual, "converged")
+        finite = best_residual != float("inf")
+        return Solved(self.nfe, best_residual, "max_nfe" if finite else "nonfinite")
+
+
+class Ledger:
+    """The solves in all rows."""
+
+    def __init__(self, max_rows: int) -> None:
+        self._rows = [_Row() for _ in range(max_rows)]
+
+    def begin(self, row: int) -> None:
+        """A new solve in a row."""
+        self._rows[row] = _Row()
+
+    def most_calls(self, layout: Layout) -> int:
+        """Calls of f on the row that has had most."""
+        return max(self._rows[row].nfe for row in layout.row_ids)
+
+    def rough(self, layout: Layout, options: Options, costs: Costs) -> list[int]:
+        """Rows of the call to compute roughly."""
+        wishes = []
+        for sequence in layout.sequences:
+            # What a token is accepted with when its budget is spent must be of the accurate f.
+            most = min(options[sequence].max_nfe - 1, MOST_ROUGH)
+            rows = (self._rows[row] for row in sequence.active)
+            wishes += [row.far and row.nfe < most for row in rows]
+        return rough_rows(wishes, costs)
+
+    def settled(self, layout: Layout, rough: set[int]) -> list[bool]:
+        """Which rows' f is the one of their last call: the first of a window, mostly."""
+        settled = [False] * len(layout.row_ids)
+        for offset in layout.offsets:
+            settled[offset] = self._rows[layout.row_ids[offset]].settled
+        for i, row_id in enumerate(layout.row_ids):
+            row = self._rows[row_id]
+            settled[i] = settled[i] and (row.nfe == 0 or row.rough == (i in rough))
+            row.rough = i in rough
+        return settled
+
+    def note(self, layout: Layout, options: Options, residual: list[float]) -> None:
+        """Counts a call, and sees which rows have come near their fixed points."""
+        at = 0
+        for sequence in layout.sequences:
+            switch = switch_residual(options[sequence].tol)
+            for row_id in sequence.active:
+                row = self._rows[row_id]
+                row.nfe += 1
+                row.far = row.far and residual[at] > switch
+                row.settled = True
+                at += 1
+
+    def judge(self, layout: Layout, options: Options, residual: list[float]) -> list[Verdict]:
+        """The prefixes of the windows that are done after a call.
+
+        Once a token is accepted at another state than the one this call measured, what the call
+        says of later tokens is about a different history: they wait for the next call, unless
+        their own budget is spent.
+        """
+        verdicts: list[Verdict] = []
+        for sequence, offset in zip(layout.sequences, layout.offsets, strict=True):
+            solve, measured = options[sequence], True
+            for i, row in enumerate(sequence.active):
+                at = offset + i
+                state = self._rows[row]
+                converged = measured and not state.rough and residual[at] <= solve.tol
+                if not converged and state.nfe < solve.max_nfe:
+                    break
+                index = sequence.accepted + i
+                verdicts.append(
+                    Verdict(sequence, index, row, at, residual[at], converged, state.nfe)
+                )
+                measured = measured and converged
+        return verdicts
+
+    def leave(
+        self,
+        scheduler: Scheduler,
+        layout: Layout,
+        verdicts: list[Verdict],
+        residual: list[float],
+    ) -> None:
+        """Tells the scheduler who is done, and who is near."""
+        done = dict.fromkeys(layout.sequences, 0)
+        for verdict in verdicts:
+            done[verdict.sequence] += 1
+        for (sequence, count), offset in zip(done.items(), layout.offsets, strict=True):
+            behind = residual[offset + count : offset + sequence.granted]
+            near = next((i for i, size in enumerate(behind) if size > GATE), len(behind))
+            scheduler.accept(sequence, count, near=near)
+        # What the next row saw last was f behind another state than the one accepted, if that was
+        # not the one of this call, or if the row rested.
+        called = set(layout.row_ids)
+        for verdict in verdicts:
+            rows = verdict.sequence.rows
+            if rows and not (verdict.converged and rows[0] in called):
+                self._rows[rows[0]].settled = False
