@@ -42,6 +42,7 @@ _AT_LEAST: dict[str, int] = {
     "max_nfe": 1,
     "default_max_nfe": 1,
     "overload_queue": 0,
+    "guess_ahead": 0,
     "prefix_cache": 0,
 }
 # Sizes that would fill the memory before anything could tell why, and what other code can take.
@@ -50,6 +51,7 @@ _AT_MOST: dict[str, int] = {
     "max_batch_tokens": 1 << 16,
     "max_sessions": 1_000_000,
     "window": 4096,
+    "guess_ahead": 64,
     "max_message_bytes": (1 << 31) - 1,
 }
 # (smaller, larger): a default lies within the bound of requests, and every sequence has a row.
@@ -142,6 +144,7 @@ class ServerConfig:
         policy: what happens at that budget, when a request does not say.
         overload_tol: tolerance to which tokens are loosened while more requests wait than overload_queue; 0 never loosens any.
         overload_queue: requests that may wait before tolerances are loosened.
+        guess_ahead: most tokens of a text that are guessed, and solved, while the solve of the one before them ends; what is drawn stays the same; 0 guesses none.
         prefix_cache: tokens of ended calls whose solutions are kept, so that what begins alike is solved once; only within one owner; 0 shares nothing.
         warm_start: auto begins solves where the map says that deqlm calibrate has put beside a checkpoint, at zeros where there is none; off at zeros.
         default_ttl_s: seconds a session lives unused, when it does not say.
@@ -181,6 +184,7 @@ class ServerConfig:
     policy: Policy = "best_effort"
     overload_tol: float = 0.0
     overload_queue: int = 32
+    guess_ahead: int = 4
     prefix_cache: int = 16_384
     warm_start: WarmStartUse = "auto"
     default_ttl_s: float = 3600.0

@@ -81,6 +81,9 @@ class Metrics:
         self._warm = self._counter(
             "warm_started_tokens", "Tokens whose solve began at a fitted first state"
         )
+        self._guessed = self._counter(
+            "guessed_tokens", "Guesses of tokens to be drawn, by what they turned out", "outcome"
+        )
         self._shared = self._counter(
             "shared_tokens", "Tokens that took no call of f, as others had solved them"
         )
@@ -137,6 +140,8 @@ class Metrics:
             nonfinite=self._unconverged.labels(model, "nonfinite"),
             loosened=self._loosened.labels(model),
             shared=self._shared.labels(model),
+            right=self._guessed.labels(model, "right"),
+            wrong=self._guessed.labels(model, "wrong"),
         )
 
     def call_ended(self, model: str, method: str, reason: str, seconds: float) -> None:
@@ -200,9 +205,11 @@ class EngineMetrics:
         nonfinite: Counter,
         loosened: Counter,
         shared: Counter,
+        right: Counter,
+        wrong: Counter,
     ) -> None:
         self._f_calls, self._warm = f_calls, warm
-        self._shared = shared
+        self._shared, self._right, self._wrong = shared, right, wrong
         self._rows = rows
         self._sequences = sequences
         self._seconds = seconds
@@ -217,6 +224,11 @@ class EngineMetrics:
     def shared(self, tokens: int) -> None:
         """So many tokens were taken over, as others had solved them."""
         self._shared.inc(tokens)
+
+    def guessed(self, *, right: int, wrong: int) -> None:
+        """So many guesses of tokens to be drawn have turned out right, and so many were in vain."""
+        self._right.inc(right)
+        self._wrong.inc(wrong)
 
     def step(self, *, rows: int, sequences: int, seconds: float) -> None:
         """One call of f was made on ``rows`` tokens of ``sequences`` sequences."""

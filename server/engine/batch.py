@@ -123,6 +123,14 @@ class Batch:
         for entry in entries:
             self._ledger.begin(entry.row)
 
+    def far(self, rows: Seq[int]) -> float:
+        """Largest relative residual in the last calls on rows; inf where there was none."""
+        return max(self._ledger.residual(row) for row in rows)
+
+    def standing(self, row: int) -> Tensor:
+        """Where the solve in a row stands, ``(D,)``: at the state that f is asked at next."""
+        return self._solver.propose(slice(row, row + 1))[0]
+
     def restore(self, sequence: Sequence, z_star: Tensor) -> None:
         """Puts into a sequence's memory what solving its first n tokens would; no call of f.
 

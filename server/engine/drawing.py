@@ -10,19 +10,18 @@ from server.engine.sampling import draw
 from server.engine.work import Ending, Work, totals_of
 
 
-def draw_next(prediction: Prediction, distribution: NextToken) -> None:
-    """Draws the token that a state predicts; the run goes on with it unless that ends the text."""
+def draw_next(prediction: Prediction, distribution: NextToken) -> int:
+    """Draws the token that a state predicts, and tells the caller; ``work.ending`` if it ends."""
     run, work = prediction.run, prediction.run.work
     job = work.job
     assert isinstance(job, GenerateJob)
     announce_prompt(work, job, totals_of(run.tokens))
-    stops = job.stop.stop_ids | ({job.stop.eos_id} if job.stop.eos_id is not None else set())
     early = len(work.drawn) < job.stop.min_tokens
     token_id = draw(
         distribution,
         job.sampling,
         seen=work.seen,
-        forbidden=stops if early else (),
+        forbidden=job.stop.ids if early else (),
         generator=work.generator,
     )
     token = TokenLogprob(
@@ -35,11 +34,9 @@ def draw_next(prediction: Prediction, distribution: NextToken) -> None:
     work.seen.add(token_id)
     if work.first_token is None:
         work.first_token = time.monotonic()
-    text, work.ending = _text_and_ending(work, job, token_id, stops)
+    text, work.ending = _text_and_ending(work, job, token_id)
     job.sink(Drawn(token, text))
-    if work.ending is None or job.lease is not None:
-        run.sequence.inputs.append(token_id)
-        run.targets.append(None)
+    return token_id
 
 
 def announce_prompt(work: Work, job: GenerateJob, totals: Totals) -> None:
@@ -49,10 +46,8 @@ def announce_prompt(work: Work, job: GenerateJob, totals: Totals) -> None:
         job.sink(PromptSolved(totals))
 
 
-def _text_and_ending(
-    work: Work, job: GenerateJob, token_id: int, stops: frozenset[int]
-) -> tuple[str, Ending | None]:
-    if token_id in stops:
+def _text_and_ending(work: Work, job: GenerateJob, token_id: int) -> tuple[str, Ending | None]:
+    if token_id in job.stop.ids:
         is_eos = token_id == job.stop.eos_id and token_id not in job.stop.stop_ids
         return "", Ending("eos" if is_eos else "stop_id", stop_id=token_id)
     piece = job.text.feed(token_id)

@@ -140,6 +140,7 @@ class Engine:
             sessions=self.sessions,
             eos_id=self.tokenizer.eos_id,
             prefix_cache=limits.prefix_cache,
+            guess_ahead=limits.guess_ahead,
         )
         self._observer = observer
         self._wake = threading.Condition()

@@ -9,6 +9,7 @@ from server.engine.answers import Answers
 from server.engine.batch import Accepted, Batch
 from server.engine.drawing import draw_next
 from server.engine.errors import EngineError, NotConverged
+from server.engine.guessing import Guesses
 from server.engine.memory import Memory
 from server.engine.observer import Observer, Unobserved
 from server.engine.predictions import score, sources
@@ -38,6 +39,7 @@ class JobRunner:
         sessions: SessionTable,
         eos_id: int,
         prefix_cache: int = 0,
+        guess_ahead: int = 0,
     ) -> None:
         """Takes the engine's parts; ``rows`` are those of the slab's work area."""
         self.observer: Observer = Unobserved()
@@ -49,6 +51,7 @@ class JobRunner:
         self._runs = Runs(
             slab=slab, rows=rows, scheduler=scheduler, sharing=self._sharing, eos_id=eos_id
         )
+        self._guesses = Guesses(batch, scheduler, most=guess_ahead)
         self._answers = Answers(self._runs, self._memory, self._sharing)
         self._with_candidates: list[Work] = []
         self._places = Places(scheduler.max_running)
@@ -185,9 +188,15 @@ class JobRunner:
         predictions = self._runs.take_predictions()
         score(self._softmax, [p for p in predictions if p.target is not None])
         drawing = [p for p in predictions if p.target is None]
-        for prediction, source in zip(drawing, sources(self._softmax, drawing), strict=True):
+        guessing = self._guesses.wanted(self._runs)
+        states = [p.hidden for p in drawing] + [guess.hidden for guess in guessing]
+        found = sources(self._softmax, states)
+        for prediction, source in zip(drawing, found, strict=False):
             with self._answers.alone(prediction.run.work):
-                draw_next(prediction, source)
+                self._guesses.settle(prediction.run, draw_next(prediction, source))
+        for guess, source in zip(guessing, found[len(drawing) :], strict=True):
+            self._guesses.make(guess, source)
+        self.observer.guessed(**self._guesses.take_counts())
 
     def _finish_runs(self) -> None:
         closing = {run.work for run in self._runs if run.work.closing is not None}

@@ -49,12 +49,12 @@ class Layouts:
 
     def __init__(self) -> None:
         self._layout = Layout([], [], [], [], [])
-        self._moves: list[tuple[int, int, int]] = []
+        self._moves: list[tuple[int, int, list[int]]] = []
 
     def of(self, active: Seq[Sequence]) -> Layout:
         """That of the sequences which have rows in a call."""
         sequences = sorted(active, key=lambda sequence: sequence.slot)
-        moves = [(s.slot, s.start + s.accepted, s.granted) for s in sequences]
+        moves = [(s.slot, s.start + s.accepted, s.active) for s in sequences]
         if moves != self._moves or sequences != self._layout.sequences:
             self._layout, self._moves = Layout.of(sequences), moves
         return self._layout

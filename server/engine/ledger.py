@@ -17,6 +17,7 @@ class _Row:
 
     Attributes:
         nfe: calls of f on it.
+        residual: relative, in the last of them.
         far: whether it is far enough from its fixed point for a rough f.
         rough: whether its last call was of the rough f.
         settled: whether its history is what it was in its last call, were it the first of its
@@ -24,6 +25,7 @@ class _Row:
     """
 
     nfe: int = 0
+    residual: float = float("inf")
     far: bool = True
     rough: bool = False
     settled: bool = True
@@ -69,6 +71,10 @@ class Ledger:
         """A new solve in a row."""
         self._rows[row] = _Row()
 
+    def residual(self, row: int) -> float:
+        """Relative residual in the last call on a row; inf before the first."""
+        return self._rows[row].residual
+
     def most_calls(self, layout: Layout) -> int:
         """Calls of f on the row that has had most."""
         return max(self._rows[row].nfe for row in layout.row_ids)
@@ -102,6 +108,7 @@ class Ledger:
             for row_id in sequence.active:
                 row = self._rows[row_id]
                 row.nfe += 1
+                row.residual = residual[at]
                 row.far = row.far and residual[at] > switch
                 row.settled = True
                 at += 1
@@ -116,7 +123,8 @@ class Ledger:
         verdicts: list[Verdict] = []
         for sequence, offset in zip(layout.sequences, layout.offsets, strict=True):
             solve, measured = options[sequence], True
-            for i, row in enumerate(sequence.active):
+            # Whether a guess is right is known once the token before it is accepted.
+            for i, row in enumerate(sequence.active[: sequence.left - sequence.guessed]):
                 at = offset + i
                 state = self._rows[row]
                 converged = measured and not state.rough and residual[at] <= solve.tol

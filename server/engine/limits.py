@@ -18,6 +18,7 @@ class EngineLimits:
         overload_tol: tolerance to which tokens are loosened while more jobs wait than
             ``overload_queue``; 0 for never.
         overload_queue: jobs that may wait before tokens are loosened.
+        guess_ahead: tokens of a text that are guessed, at most, before those they follow are final.
         prefix_cache: tokens whose states are kept for prompts that begin alike; 0 shares nothing.
     """
 
@@ -29,6 +30,7 @@ class EngineLimits:
     window: int = 64
     overload_tol: float = 0.0
     overload_queue: int = 32
+    guess_ahead: int = 4
     prefix_cache: int = 0
 
 

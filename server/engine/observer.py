@@ -15,6 +15,9 @@ class Observer(Protocol):
     def shared(self, tokens: int) -> None:
         """So many tokens were taken over, as others had solved them."""
 
+    def guessed(self, *, right: int, wrong: int) -> None:
+        """So many guesses of tokens to be drawn have turned out right, and so many were in vain."""
+
     def step(self, *, rows: int, sequences: int, seconds: float) -> None:
         """One call of f was made on ``rows`` tokens of ``sequences`` sequences."""
 
@@ -29,6 +32,9 @@ class Unobserved:
         """Ignores them."""
 
     def shared(self, tokens: int) -> None:
+        """Ignores them."""
+
+    def guessed(self, *, right: int, wrong: int) -> None:
         """Ignores them."""
 
     def step(self, *, rows: int, sequences: int, seconds: float) -> None:

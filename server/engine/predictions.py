@@ -75,12 +75,12 @@ def _alternatives(
     return found
 
 
-def sources(softmax: ClusteredLogSoftmax, predictions: Seq[Prediction]) -> list[NextToken]:
-    """What each prediction's token is drawn from; the heads of all are made in one product."""
-    if not predictions:
+def sources(softmax: ClusteredLogSoftmax, states: Seq[Tensor]) -> list[NextToken]:
+    """The distributions after states, ``(D,)`` each; the heads of all are made in one product."""
+    if not states:
         return []
-    heads = softmax.head(torch.stack([p.hidden for p in predictions]))
+    heads = softmax.head(torch.stack(list(states)))
     return [
-        NextToken(softmax, p.hidden, Head(heads.words[i : i + 1], heads.clusters[i : i + 1]))
-        for i, p in enumerate(predictions)
+        NextToken(softmax, hidden, Head(heads.words[i : i + 1], heads.clusters[i : i + 1]))
+        for i, hidden in enumerate(states)
     ]

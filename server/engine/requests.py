@@ -72,6 +72,11 @@ class Stop:
     stop_ids: frozenset[int] = frozenset()
     eos_id: int | None = None
 
+    @property
+    def ids(self) -> frozenset[int]:
+        """All ids that end it."""
+        return self.stop_ids if self.eos_id is None else self.stop_ids | {self.eos_id}
+
 
 @dataclass(frozen=True, slots=True)
 class Lease:

@@ -79,7 +79,7 @@ class Runs:
     def predict(self, run: Run, index: int, z_star: Tensor, solved: Solved) -> None:
         """Has the state of a token predict the next one, if that is known or to be drawn."""
         target, work = run.targets[index], run.work
-        last = index == len(run.sequence.inputs) - 1
+        last = index == len(run.sequence.inputs) - 1 - run.sequence.guessed
         drawing = last and work.ending is None and isinstance(work.job, GenerateJob)
         if target is not None or drawing:
             self._predictions.append(Prediction(run, z_star, solved, target))

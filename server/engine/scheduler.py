@@ -51,6 +51,8 @@ class Sequence:
         request: which of the owner's requests it belongs to.
         priority: of the request, an index of ``PRIORITY_WEIGHTS``.
         draws: whether its last token is waited for, to draw the next one.
+        guessed: how many of the last inputs are guesses of what will be drawn: they are solved,
+            but not accepted.
         accepted: how many of the tokens are done.
         rows: solver rows of the tokens in the window, ``inputs[accepted : accepted + len(rows)]``.
         granted: how many of the rows take part in the next call.
@@ -67,6 +69,7 @@ class Sequence:
     request: Hashable = ""
     priority: int = 1
     draws: bool = False
+    guessed: int = 0
     accepted: int = 0
     rows: deque[int] = field(default_factory=deque)
     granted: int = 0
@@ -102,7 +105,7 @@ class Sequence:
     @property
     def interactive(self) -> bool:
         """Whether somebody waits for its next token: one row wide, however many are free."""
-        return self.draws and self.left == 1
+        return self.draws and self.left == 1 + self.guessed
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +233,14 @@ class Scheduler:
         self._free_rows.extend(sequence.rows)
         sequence.rows.clear()
         sequence.granted = 0
+
+    def withdraw(self, sequence: Sequence) -> None:
+        """Forgets what is guessed of a sequence, and frees the rows of it."""
+        del sequence.inputs[len(sequence.inputs) - sequence.guessed :]
+        sequence.guessed = 0
+        while sequence.entered > len(sequence.inputs):
+            self._free_rows.append(sequence.rows.pop())
+        sequence.granted = min(sequence.granted, len(sequence.rows))
 
     def enter(self) -> list[Entry]:
         """Gives out the rows of the next call.

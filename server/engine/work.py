@@ -26,6 +26,8 @@ class Run:
         early: whether a token was accepted before its own budget was spent, as the job's was.
         trace: what others may take over of it; None for nothing.
         parked: whether it waits for what others solve.
+        ahead: random numbers of its next guess; None for those of its next draw.
+        asked: how many inputs it had when its last guess was made.
     """
 
     work: "Work"
@@ -37,6 +39,8 @@ class Run:
     early: bool = False
     trace: Trace[Any] | None = None
     parked: bool = False
+    ahead: random.Random | None = None
+    asked: int = 0
 
     @property
     def held(self) -> int:

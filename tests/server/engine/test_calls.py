@@ -70,7 +70,7 @@ def test_windows_that_change_while_rows_rest_change_no_answer(data: st.DataObjec
 
 
 def test_long_scoring_beside_a_stream_gets_what_the_stream_bears() -> None:
-    limits = EngineLimits(max_batch_tokens=24, max_running=4, window=20)
+    limits = EngineLimits(max_batch_tokens=24, max_running=4, window=20, guess_ahead=0)
     with running_engine(MODEL, limits) as caller:
         caller.engine._scheduler.costs = RISING
         stream = caller.generate((1,), 100_000, stop=Stop(max_tokens=100_000, eos_id=None))

@@ -171,7 +171,8 @@ class TestFirstStates:
 
 
 def test_a_generation_begins_every_token_warm() -> None:
-    with running_engine(MODEL, warm_start=MAP) as caller:
+    limits = EngineLimits(max_running=4, guess_ahead=0)
+    with running_engine(MODEL, limits, warm_start=MAP) as caller:
         caller.engine._runner.observer = seen = Counting()
         stop = Stop(max_tokens=6, eos_id=None)
         caller.result(caller.generate((1, 2), 6, stop=stop))
