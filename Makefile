@@ -37,7 +37,7 @@ slow: setup ## the tests that take longer
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
 
 accuracy: setup ## what tolerance, number format and cutting cost the default model
-	$(BIN)/python benchmarks/accuracy.py models/shakespeare-ift data/corpus/test.txt.xz
+	$(BIN)/python -m benchmarks.accuracy models/shakespeare-ift data/corpus/test.txt.xz
 
 bench: setup ## the engine against a plain baseline: speed, calls of f, accuracy; hours
 	$(BIN)/python -m benchmarks.models

@@ -1,11 +1,9 @@
 """What tolerance, number format and cutting cost: one text, scored by the engine in many ways.
 
-``python benchmarks/accuracy.py MODEL TEXT [--tokens N]`` prints a Markdown table. The reference is
+``python -m benchmarks.accuracy MODEL TEXT [--tokens N]`` prints a Markdown table. The reference is
 float64 solved to 1e-6 in one call. Speed is in the table for comparison within it only.
 """
 
-import argparse
-import lzma
 import queue
 import time
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.scored_text import Outcome, make_parser, prepare
 from deq_model.checkpoint import load_checkpoint
 from server.engine.engine import Engine
 from server.engine.limits import EngineLimits
@@ -44,15 +43,6 @@ SETTINGS = (
     Setting(dtype=torch.float16, tol=1e-2),
     Setting(dtype=torch.bfloat16, tol=5e-3),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """Log-probabilities ``(n,)``, solver figures, and seconds."""
-
-    logprob: torch.Tensor
-    stats: SolveStats
-    seconds: float
 
 
 def measure(model: Path, tokens: tuple[int, ...], setting: Setting) -> Outcome:
@@ -109,19 +99,8 @@ def row(setting: Setting, outcome: Outcome, reference: torch.Tensor) -> str:
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path, help="checkpoint folder")
-    parser.add_argument("text", type=Path, help="text file, plain or .xz")
-    parser.add_argument("--tokens", type=int, default=1000, help="of the text to score")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of an operation")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    opener = lzma.open if options.text.suffix == ".xz" else open
-    with opener(options.text, "rt", encoding="utf-8") as file:
-        text = file.read(20 * options.tokens)
-    tokenizer = load_checkpoint(options.model, device="cpu").tokenizer
-    assert tokenizer is not None, "the checkpoint has no tokenizer"
-    tokens = tokenizer.encode(text).ids[: options.tokens]
+    options = make_parser(__doc__).parse_args()
+    tokens = prepare(options)
     print(
         "| dtype | tol | cut | calls of f a token | not converged | median change | mean change "
         "| off | perplexity | change | tokens/s |\n|---|---|---|---|---|---|---|---|---|---|---|"

@@ -5,8 +5,6 @@ MODEL is a checkpoint that ``deqlm calibrate`` has put a map beside. The text is
 a time, as in generation, and 16 together. Speed is in the table for comparison within it only.
 """
 
-import argparse
-import lzma
 import queue
 import time
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.scored_text import Outcome, make_parser, prepare
 from deq_model.checkpoint import load_checkpoint
 from deq_model.warm_start import load_warm_start
 from server.engine.costs import CostCurve
@@ -21,7 +20,7 @@ from server.engine.engine import Engine
 from server.engine.limits import EngineLimits
 from server.engine.requests import ScoreJob
 from server.engine.results import Event, Scored
-from server.engine.solve import Solve, SolveStats
+from server.engine.solve import Solve
 
 NO_ROOM = CostCurve(rows=(1,), times=(1.0,))
 """Every row costs as much as the first, so that only rows that are worth it take part in calls."""
@@ -36,15 +35,6 @@ class Setting:
     tol: float = 3e-3
     max_nfe: int = 100
     dtype: torch.dtype = torch.float32
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """Log-probabilities ``(n,)``, solver figures, and seconds."""
-
-    logprob: torch.Tensor
-    stats: SolveStats
-    seconds: float
 
 
 def exact(*, warm: bool) -> Setting:
@@ -101,20 +91,10 @@ def row(setting: Setting, outcome: Outcome, own: torch.Tensor, zeros: torch.Tens
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path, help="checkpoint folder")
-    parser.add_argument("text", type=Path, help="text file, plain or .xz")
-    parser.add_argument("--tokens", type=int, default=1000, help="of the text to score")
+    parser = make_parser(__doc__)
     parser.add_argument("--tol", type=float, default=3e-3, help="tolerance of a request")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of an operation")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    opener = lzma.open if options.text.suffix == ".xz" else open
-    with opener(options.text, "rt", encoding="utf-8") as file:
-        text = file.read(20 * options.tokens)
-    tokenizer = load_checkpoint(options.model, device="cpu").tokenizer
-    assert tokenizer is not None, "the checkpoint has no tokenizer"
-    tokens = tokenizer.encode(text).ids[: options.tokens]
+    tokens = prepare(options)
     own = {warm: measure(options.model, tokens, exact(warm=warm)) for warm in (False, True)}
     print(
         "| start | tokens together | calls of f a token | mean change against its exact states "

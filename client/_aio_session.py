@@ -13,7 +13,7 @@ from collections.abc import (
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from client import types
+from client import resources, results
 from client._aio_streams import AsyncGeneration
 from client.errors import DeqlmError, NotFound
 from client.options import (
@@ -36,7 +36,7 @@ class AsyncSession:
     As a context manager it is deleted at the end.
     """
 
-    def __init__(self, client: AsyncClient, info: types.SessionInfo) -> None:
+    def __init__(self, client: AsyncClient, info: resources.SessionInfo) -> None:
         """Wrap a session the server has made; `info` is its state at that time."""
         self._client = client
         self.info = info
@@ -76,7 +76,7 @@ class AsyncSession:
         budget: Budget | None = None,
         priority: Priority | None = None,
         timeout_s: float | None = None,
-    ) -> types.Score:
+    ) -> results.Score:
         """Score after what the session holds and append; with candidates, append nothing."""
         return await self._client.score(
             input,
@@ -100,7 +100,7 @@ class AsyncSession:
         budget: Budget | None = None,
         priority: Priority | None = None,
         timeout_s: float | None = None,
-    ) -> AsyncGenerator[types.StreamedScore, None]:
+    ) -> AsyncGenerator[results.StreamedScore, None]:
         """Score text as it comes and append it."""
         return self._client.score_stream(
             pieces,
@@ -144,7 +144,7 @@ class AsyncSession:
             self._client, await self._client.fork_session(self.session_id, ttl_s=ttl_s)
         )
 
-    async def refresh(self) -> types.SessionInfo:
+    async def refresh(self) -> resources.SessionInfo:
         """Ask for its state; also kept in `info`."""
         self.info = await self._client.get_session(self.session_id)
         return self.info
@@ -158,7 +158,7 @@ class SessionOpening:
     """A session that is being made: await it, or enter it with `async with`."""
 
     def __init__(
-        self, creation: Coroutine[Any, Any, types.SessionInfo], client: AsyncClient
+        self, creation: Coroutine[Any, Any, resources.SessionInfo], client: AsyncClient
     ) -> None:
         """Wrap the call that makes it."""
         self._creation = creation

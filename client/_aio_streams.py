@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import grpc
 
-from client import _decode, _encode, types
+from client import _decode, _encode, resources, results
 from client._generation import GenerationLog, text_of
 from client.errors import Cancelled, DeqlmError, Unavailable, from_call
 from client.options import StreamPiece
@@ -43,12 +43,12 @@ class AsyncGeneration:
         self.close()
 
     @property
-    def started(self) -> types.GenerationStarted | None:
+    def started(self) -> results.GenerationStarted | None:
         """The first event, once it has come."""
         return self._log.started
 
     @property
-    def finished(self) -> types.GenerationFinished | None:
+    def finished(self) -> results.GenerationFinished | None:
         """The last event, once it has come."""
         return self._log.finished
 
@@ -56,7 +56,7 @@ class AsyncGeneration:
         """Cancel the call unless it is over."""
         self._call.cancel()
 
-    async def events(self) -> AsyncIterator[types.GenerationEvent]:
+    async def events(self) -> AsyncIterator[results.GenerationEvent]:
         """Yield every event; one iteration in all."""
         try:
             async for message in _read(self._call):
@@ -67,10 +67,10 @@ class AsyncGeneration:
         finally:
             self.close()
 
-    async def __aiter__(self) -> AsyncIterator[types.GeneratedToken]:
+    async def __aiter__(self) -> AsyncIterator[results.GeneratedToken]:
         """Yield the tokens; text held back to the end is in `finished`."""
         async for event in self.events():
-            if isinstance(event, types.GeneratedToken):
+            if isinstance(event, results.GeneratedToken):
                 yield event
 
     async def texts(self) -> AsyncIterator[str]:
@@ -79,7 +79,7 @@ class AsyncGeneration:
             if text := text_of(event):
                 yield text
 
-    async def result(self) -> types.GenerationResult:
+    async def result(self) -> results.GenerationResult:
         """Read to the end and return the whole."""
         async for _ in self.events():
             pass
@@ -139,7 +139,7 @@ class Requests:
 
 async def streamed_scores(
     call: Any, requests: Requests
-) -> AsyncGenerator[types.StreamedScore, None]:
+) -> AsyncGenerator[results.StreamedScore, None]:
     """Yield the answers; what the caller's iterator raised is raised here."""
     try:
         async for message in _read(call):
@@ -157,7 +157,7 @@ async def becomes_serving(watch: Any) -> bool:
     """Read a health watch until it says serving; False when the connection broke before that."""
     try:
         async for message in _read(watch):
-            if _decode.health(message) is types.HealthStatus.SERVING:
+            if _decode.health(message) is resources.HealthStatus.SERVING:
                 return True
     except Unavailable:
         pass

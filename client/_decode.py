@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health_pb2
 
-from client import types
+from client import resources, results
 from client._encode import POLICIES
 from client.options import BudgetPolicy, SolverOptions
 from deqlm.v1 import common_pb2, generation_pb2, model_pb2, scoring_pb2, session_pb2, tokenizer_pb2
@@ -23,53 +23,53 @@ _T = TypeVar("_T")
 _E = TypeVar("_E", bound=StrEnum)
 
 
-def score(message: scoring_pb2.ScoreResponse) -> types.Score:
+def score(message: scoring_pb2.ScoreResponse) -> results.Score:
     """Decode the answer of Score."""
     return _copy(
-        types.Score,
+        results.Score,
         message,
         tokens=tuple(map(token_score, message.tokens)),
         call=totals(message.call),
         session=totals(message.session) if message.HasField("session") else None,
         solver=solver_report(message.solver),
         candidates=tuple(map(_candidate_score, message.candidates)),
-        timing=_copy(types.Timing, message.timing),
+        timing=_copy(results.Timing, message.timing),
         stopped_by=_stopped_by(message),
     )
 
 
-def streamed_score(message: scoring_pb2.ScoreStreamResponse) -> types.StreamedScore:
+def streamed_score(message: scoring_pb2.ScoreStreamResponse) -> results.StreamedScore:
     """Decode an answer of ScoreStream."""
     return _copy(
-        types.StreamedScore,
+        results.StreamedScore,
         message,
         tokens=tuple(map(token_score, message.tokens)),
         call=totals(message.call),
         session=totals(message.session),
         solver=solver_report(message.solver),
-        timing=_copy(types.Timing, message.timing),
+        timing=_copy(results.Timing, message.timing),
         stopped_by=_stopped_by(message),
     )
 
 
-def generation_event(message: generation_pb2.GenerateResponse) -> types.GenerationEvent | None:
+def generation_event(message: generation_pb2.GenerateResponse) -> results.GenerationEvent | None:
     """Decode an answer of Generate; None for an event this client does not know."""
     match message.WhichOneof("event"):
         case "started":
             prompt = totals(message.started.prompt)
-            return _copy(types.GenerationStarted, message.started, prompt=prompt)
+            return _copy(results.GenerationStarted, message.started, prompt=prompt)
         case "token":
             alternatives = tuple(map(_alternative, message.token.alternatives))
-            return _copy(types.GeneratedToken, message.token, alternatives=alternatives)
+            return _copy(results.GeneratedToken, message.token, alternatives=alternatives)
         case "finished":
             return _finished(message.finished)
     return None
 
 
-def session(message: session_pb2.Session) -> types.SessionInfo:
+def session(message: session_pb2.Session) -> resources.SessionInfo:
     """Decode a session."""
     return _copy(
-        types.SessionInfo,
+        resources.SessionInfo,
         message,
         totals=totals(message.totals),
         create_time=_time(message.create_time),
@@ -79,55 +79,55 @@ def session(message: session_pb2.Session) -> types.SessionInfo:
     )
 
 
-def tokenized(message: tokenizer_pb2.TokenizeResponse) -> types.Tokenized:
+def tokenized(message: tokenizer_pb2.TokenizeResponse) -> resources.Tokenized:
     """Decode the answer of Tokenize."""
-    tokens = tuple(_copy(types.Token, token) for token in message.tokens)
-    return _copy(types.Tokenized, message, tokens=tokens)
+    tokens = tuple(_copy(resources.Token, token) for token in message.tokens)
+    return _copy(resources.Tokenized, message, tokens=tokens)
 
 
-def detokenized(message: tokenizer_pb2.DetokenizeResponse) -> types.Detokenized:
+def detokenized(message: tokenizer_pb2.DetokenizeResponse) -> resources.Detokenized:
     """Decode the answer of Detokenize."""
-    return _copy(types.Detokenized, message)
+    return _copy(resources.Detokenized, message)
 
 
-def model_info(message: model_pb2.ModelInfo) -> types.ModelInfo:
+def model_info(message: model_pb2.ModelInfo) -> resources.ModelInfo:
     """Decode what the server tells about a model."""
     shape = message.architecture
     return _copy(
-        types.ModelInfo,
+        resources.ModelInfo,
         message,
-        architecture=_copy(types.Architecture, shape, cutoffs=tuple(shape.cutoffs)),
-        tokenizer=_enum(types.TokenizerKind, message, "tokenizer"),
+        architecture=_copy(resources.Architecture, shape, cutoffs=tuple(shape.cutoffs)),
+        tokenizer=_enum(resources.TokenizerKind, message, "tokenizer"),
         default_solver=solver_options(message.default_solver),
-        limits=_copy(types.Limits, message.limits),
+        limits=_copy(resources.Limits, message.limits),
     )
 
 
-def health(message: health_pb2.HealthCheckResponse) -> types.HealthStatus:
+def health(message: health_pb2.HealthCheckResponse) -> resources.HealthStatus:
     """Decode an answer of grpc.health.v1."""
-    return types.HealthStatus(
+    return resources.HealthStatus(
         health_pb2.HealthCheckResponse.ServingStatus.Name(message.status).lower()
     )
 
 
-def totals(message: common_pb2.Totals) -> types.Totals:
+def totals(message: common_pb2.Totals) -> results.Totals:
     """Decode sums over tokens."""
-    return _copy(types.Totals, message)
+    return _copy(results.Totals, message)
 
 
-def token_score(message: scoring_pb2.TokenScore) -> types.TokenScore:
+def token_score(message: scoring_pb2.TokenScore) -> results.TokenScore:
     """Decode a scored token."""
     return _copy(
-        types.TokenScore, message, alternatives=tuple(map(_alternative, message.alternatives))
+        results.TokenScore, message, alternatives=tuple(map(_alternative, message.alternatives))
     )
 
 
-def solver_report(message: common_pb2.SolverReport) -> types.SolverReport:
+def solver_report(message: common_pb2.SolverReport) -> results.SolverReport:
     """Decode solver figures."""
     return _copy(
-        types.SolverReport,
+        results.SolverReport,
         message,
-        status=_enum(types.SolverStatus, message, "status"),
+        status=_enum(results.SolverStatus, message, "status"),
         policy=_policy(message.policy),
     )
 
@@ -137,21 +137,21 @@ def solver_options(message: common_pb2.SolverOptions) -> SolverOptions:
     return _copy(SolverOptions, message, policy=_policy(message.policy))
 
 
-def _finished(message: generation_pb2.GenerationFinished) -> types.GenerationFinished:
+def _finished(message: generation_pb2.GenerationFinished) -> results.GenerationFinished:
     return _copy(
-        types.GenerationFinished,
+        results.GenerationFinished,
         message,
-        reason=_enum(types.FinishReason, message, "reason"),
+        reason=_enum(results.FinishReason, message, "reason"),
         call=totals(message.call),
         session=totals(message.session) if message.HasField("session") else None,
         solver=solver_report(message.solver),
-        timing=_copy(types.Timing, message.timing),
+        timing=_copy(results.Timing, message.timing),
     )
 
 
-def _candidate_score(message: scoring_pb2.CandidateScore) -> types.CandidateScore:
+def _candidate_score(message: scoring_pb2.CandidateScore) -> results.CandidateScore:
     return _copy(
-        types.CandidateScore,
+        results.CandidateScore,
         message,
         tokens=tuple(map(token_score, message.tokens)),
         totals=totals(message.totals),
@@ -159,12 +159,12 @@ def _candidate_score(message: scoring_pb2.CandidateScore) -> types.CandidateScor
     )
 
 
-def _alternative(message: common_pb2.TokenAlternative) -> types.TokenAlternative:
-    return _copy(types.TokenAlternative, message)
+def _alternative(message: common_pb2.TokenAlternative) -> results.TokenAlternative:
+    return _copy(results.TokenAlternative, message)
 
 
-def _stopped_by(message: Message) -> types.StoppedBy:
-    return _enum(types.StoppedBy, message, "stopped_by")
+def _stopped_by(message: Message) -> results.StoppedBy:
+    return _enum(results.StoppedBy, message, "stopped_by")
 
 
 def _policy(value: common_pb2.BudgetPolicy) -> BudgetPolicy | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from client import types
+from client import results
 from client.errors import Internal
 
 
@@ -11,21 +11,21 @@ class GenerationLog:
 
     def __init__(self) -> None:
         """Begin empty."""
-        self.started: types.GenerationStarted | None = None
-        self.finished: types.GenerationFinished | None = None
-        self.tokens: list[types.GeneratedToken] = []
+        self.started: results.GenerationStarted | None = None
+        self.finished: results.GenerationFinished | None = None
+        self.tokens: list[results.GeneratedToken] = []
 
-    def observe(self, event: types.GenerationEvent) -> None:
+    def observe(self, event: results.GenerationEvent) -> None:
         """Note one event."""
         match event:
-            case types.GenerationStarted():
+            case results.GenerationStarted():
                 self.started = event
-            case types.GeneratedToken():
+            case results.GeneratedToken():
                 self.tokens.append(event)
-            case types.GenerationFinished():
+            case results.GenerationFinished():
                 self.finished = event
 
-    def result(self) -> types.GenerationResult:
+    def result(self) -> results.GenerationResult:
         """Put the whole together.
 
         Raises:
@@ -34,11 +34,11 @@ class GenerationLog:
         if self.started is None or self.finished is None:
             raise Internal("the stream of tokens ended without its first or last event")
         text = "".join(token.text for token in self.tokens) + self.finished.text
-        return types.GenerationResult(
+        return results.GenerationResult(
             text=text, tokens=tuple(self.tokens), started=self.started, finished=self.finished
         )
 
 
-def text_of(event: types.GenerationEvent) -> str:
+def text_of(event: results.GenerationEvent) -> str:
     """Text an event adds to the generated text."""
-    return "" if isinstance(event, types.GenerationStarted) else event.text
+    return "" if isinstance(event, results.GenerationStarted) else event.text

@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from client import types
+from client import resources, results
 from client._sync_streams import Generation
 from client.errors import DeqlmError, NotFound
 from client.options import (
@@ -29,7 +29,7 @@ class Session:
     As a context manager it is deleted at the end.
     """
 
-    def __init__(self, client: Client, info: types.SessionInfo) -> None:
+    def __init__(self, client: Client, info: resources.SessionInfo) -> None:
         """Wrap a session the server has made; `info` is its state at that time."""
         self._client = client
         self.info = info
@@ -69,7 +69,7 @@ class Session:
         budget: Budget | None = None,
         priority: Priority | None = None,
         timeout_s: float | None = None,
-    ) -> types.Score:
+    ) -> results.Score:
         """Score after what the session holds and append; with candidates, append nothing."""
         return self._client.score(
             input,
@@ -93,7 +93,7 @@ class Session:
         budget: Budget | None = None,
         priority: Priority | None = None,
         timeout_s: float | None = None,
-    ) -> Generator[types.StreamedScore, None, None]:
+    ) -> Generator[results.StreamedScore, None, None]:
         """Score text as it comes and append it."""
         return self._client.score_stream(
             pieces,
@@ -135,7 +135,7 @@ class Session:
         """Copy the session."""
         return Session(self._client, self._client.fork_session(self.session_id, ttl_s=ttl_s))
 
-    def refresh(self) -> types.SessionInfo:
+    def refresh(self) -> resources.SessionInfo:
         """Ask for its state; also kept in `info`."""
         self.info = self._client.get_session(self.session_id)
         return self.info

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import grpc
 
-from client import _decode, _encode, types
+from client import _decode, _encode, resources, results
 from client._generation import GenerationLog, text_of
 from client.errors import from_call
 from client.options import StreamPiece
@@ -41,12 +41,12 @@ class Generation:
         self.close()
 
     @property
-    def started(self) -> types.GenerationStarted | None:
+    def started(self) -> results.GenerationStarted | None:
         """The first event, once it has come."""
         return self._log.started
 
     @property
-    def finished(self) -> types.GenerationFinished | None:
+    def finished(self) -> results.GenerationFinished | None:
         """The last event, once it has come."""
         return self._log.finished
 
@@ -54,7 +54,7 @@ class Generation:
         """Cancel the call unless it is over."""
         self._call.cancel()
 
-    def events(self) -> Iterator[types.GenerationEvent]:
+    def events(self) -> Iterator[results.GenerationEvent]:
         """Yield every event; one iteration in all."""
         try:
             for message in self._call:
@@ -67,15 +67,15 @@ class Generation:
         finally:
             self.close()
 
-    def __iter__(self) -> Iterator[types.GeneratedToken]:
+    def __iter__(self) -> Iterator[results.GeneratedToken]:
         """Yield the tokens; text held back to the end is in `finished`."""
-        return (event for event in self.events() if isinstance(event, types.GeneratedToken))
+        return (event for event in self.events() if isinstance(event, results.GeneratedToken))
 
     def texts(self) -> Iterator[str]:
         """Yield the generated text piece by piece, without empty pieces."""
         return (text for text in map(text_of, self.events()) if text)
 
-    def result(self) -> types.GenerationResult:
+    def result(self) -> results.GenerationResult:
         """Read to the end and return the whole."""
         for _ in self.events():
             pass
@@ -113,7 +113,7 @@ class Requests:
             raise StopIteration from error
 
 
-def streamed_scores(call: Any, requests: Requests) -> Generator[types.StreamedScore, None, None]:
+def streamed_scores(call: Any, requests: Requests) -> Generator[results.StreamedScore, None, None]:
     """Yield the answers; what the caller's iterator raised is raised here."""
     try:
         for message in call:
@@ -130,7 +130,7 @@ def streamed_scores(call: Any, requests: Requests) -> Generator[types.StreamedSc
 def becomes_serving(watch: Any) -> bool:
     """Read a health watch until it says serving; False when the connection broke before that."""
     try:
-        return any(_decode.health(message) is types.HealthStatus.SERVING for message in watch)
+        return any(_decode.health(message) is resources.HealthStatus.SERVING for message in watch)
     except grpc.RpcError as error:
         if error.code() is grpc.StatusCode.UNAVAILABLE:
             return False

@@ -21,7 +21,7 @@ import grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from client import _decode, _encode, types
+from client import _decode, _encode, resources, results
 from client._aio_session import AsyncSession, SessionOpening
 from client._aio_streams import AsyncGeneration, Requests, becomes_serving, streamed_scores
 from client._channel import (
@@ -127,7 +127,7 @@ class AsyncClient:
         budget: Budget | None = None,
         priority: Priority | None = None,
         timeout_s: float | None = None,
-    ) -> types.Score:
+    ) -> results.Score:
         """Score text or token ids; with candidates, score each after session and input."""
         request = _encode.score_request(
             input=input,
@@ -155,7 +155,7 @@ class AsyncClient:
         budget: Budget | None = None,
         priority: Priority | None = None,
         timeout_s: float | None = None,
-    ) -> AsyncGenerator[types.StreamedScore, None]:
+    ) -> AsyncGenerator[results.StreamedScore, None]:
         """Score text as `pieces` yields it; closing the iterator cancels the call.
 
         `pieces` may be asynchronous, cut text anywhere, and yield token ids and FLUSH.
@@ -214,7 +214,7 @@ class AsyncClient:
 
     async def create_session(
         self, *, model: str = "", ttl_s: float | None = None, solver: SolverOptions | None = None
-    ) -> types.SessionInfo:
+    ) -> resources.SessionInfo:
         """Make a session and leave its end to the caller, or to its time to live."""
         request = session_pb2.CreateSessionRequest(
             model=model, ttl_s=ttl_s, solver=_encode.solver_to_pb(solver)
@@ -222,15 +222,15 @@ class AsyncClient:
         answer = await self._call(self._sessions.CreateSession, request, NEVER)
         return _decode.session(answer.session)
 
-    async def get_session(self, session_id: str) -> types.SessionInfo:
+    async def get_session(self, session_id: str) -> resources.SessionInfo:
         """Tell about a session."""
         request = session_pb2.GetSessionRequest(session_id=session_id)
         answer = await self._call(self._sessions.GetSession, request, ON_UNAVAILABLE)
         return _decode.session(answer.session)
 
-    async def list_sessions(self, *, model: str = "") -> tuple[types.SessionInfo, ...]:
+    async def list_sessions(self, *, model: str = "") -> tuple[resources.SessionInfo, ...]:
         """List the owner's sessions, oldest first."""
-        found: list[types.SessionInfo] = []
+        found: list[resources.SessionInfo] = []
         request = session_pb2.ListSessionsRequest(model=model)
         while True:
             page = await self._call(self._sessions.ListSessions, request, ON_UNAVAILABLE)
@@ -241,7 +241,7 @@ class AsyncClient:
 
     async def fork_session(
         self, session_id: str, *, ttl_s: float | None = None
-    ) -> types.SessionInfo:
+    ) -> resources.SessionInfo:
         """Copy a session."""
         request = session_pb2.ForkSessionRequest(session_id=session_id, ttl_s=ttl_s)
         answer = await self._call(self._sessions.ForkSession, request, NEVER)
@@ -254,33 +254,33 @@ class AsyncClient:
             self._sessions.DeleteSession, request, ON_ABORTED if wait_if_busy else NEVER
         )
 
-    async def tokenize(self, text: str, *, model: str = "") -> types.Tokenized:
+    async def tokenize(self, text: str, *, model: str = "") -> resources.Tokenized:
         """Encode text."""
         request = _encode.tokenize_request(model, text)
         return _decode.tokenized(
             await self._call(self._tokenizer.Tokenize, request, ON_UNAVAILABLE)
         )
 
-    async def detokenize(self, ids: Iterable[int], *, model: str = "") -> types.Detokenized:
+    async def detokenize(self, ids: Iterable[int], *, model: str = "") -> resources.Detokenized:
         """Decode token ids."""
         request = _encode.detokenize_request(model, ids)
         return _decode.detokenized(
             await self._call(self._tokenizer.Detokenize, request, ON_UNAVAILABLE)
         )
 
-    async def models(self) -> tuple[types.ModelInfo, ...]:
+    async def models(self) -> tuple[resources.ModelInfo, ...]:
         """List the loaded models, the default one first."""
         request = model_pb2.ListModelsRequest()
         answer = await self._call(self._models.ListModels, request, ON_UNAVAILABLE)
         return tuple(map(_decode.model_info, answer.models))
 
-    async def model(self, name: str = "") -> types.ModelInfo:
+    async def model(self, name: str = "") -> resources.ModelInfo:
         """Tell about one model, or about the default one."""
         request = model_pb2.GetModelRequest(name=name)
         answer = await self._call(self._models.GetModel, request, ON_UNAVAILABLE)
         return _decode.model_info(answer.model)
 
-    async def health(self, service: str = "") -> types.HealthStatus:
+    async def health(self, service: str = "") -> resources.HealthStatus:
         """Ask for the health of the server, or of one service by its full name."""
         request = health_pb2.HealthCheckRequest(service=service)
         return _decode.health(await self._call(self._health.Check, request, ON_UNAVAILABLE))

@@ -15,7 +15,7 @@ from typing import Any, Self
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from client import _decode, _encode, types
+from client import _decode, _encode, resources, results
 from client._channel import (
     DEFAULT_ADDRESS,
     DEFAULT_TIMEOUT_S,
@@ -124,7 +124,7 @@ class Client:
         budget: Budget | None = None,
         priority: Priority | None = None,
         timeout_s: float | None = None,
-    ) -> types.Score:
+    ) -> results.Score:
         """Score text or token ids; with candidates, score each after session and input."""
         request = _encode.score_request(
             input=input,
@@ -152,7 +152,7 @@ class Client:
         budget: Budget | None = None,
         priority: Priority | None = None,
         timeout_s: float | None = None,
-    ) -> Generator[types.StreamedScore, None, None]:
+    ) -> Generator[results.StreamedScore, None, None]:
         """Score text as `pieces` yields it; closing the iterator cancels the call.
 
         `pieces` is read on another thread. It may cut text anywhere, and yield token ids and FLUSH.
@@ -211,7 +211,7 @@ class Client:
 
     def create_session(
         self, *, model: str = "", ttl_s: float | None = None, solver: SolverOptions | None = None
-    ) -> types.SessionInfo:
+    ) -> resources.SessionInfo:
         """Make a session and leave its end to the caller, or to its time to live."""
         request = session_pb2.CreateSessionRequest(
             model=model, ttl_s=ttl_s, solver=_encode.solver_to_pb(solver)
@@ -219,15 +219,15 @@ class Client:
         answer = self._call(self._sessions.CreateSession, request, NEVER)
         return _decode.session(answer.session)
 
-    def get_session(self, session_id: str) -> types.SessionInfo:
+    def get_session(self, session_id: str) -> resources.SessionInfo:
         """Tell about a session."""
         request = session_pb2.GetSessionRequest(session_id=session_id)
         answer = self._call(self._sessions.GetSession, request, ON_UNAVAILABLE)
         return _decode.session(answer.session)
 
-    def list_sessions(self, *, model: str = "") -> tuple[types.SessionInfo, ...]:
+    def list_sessions(self, *, model: str = "") -> tuple[resources.SessionInfo, ...]:
         """List the owner's sessions, oldest first."""
-        found: list[types.SessionInfo] = []
+        found: list[resources.SessionInfo] = []
         request = session_pb2.ListSessionsRequest(model=model)
         while True:
             page = self._call(self._sessions.ListSessions, request, ON_UNAVAILABLE)
@@ -236,7 +236,7 @@ class Client:
                 return tuple(found)
             request.page_token = page.next_page_token
 
-    def fork_session(self, session_id: str, *, ttl_s: float | None = None) -> types.SessionInfo:
+    def fork_session(self, session_id: str, *, ttl_s: float | None = None) -> resources.SessionInfo:
         """Copy a session."""
         request = session_pb2.ForkSessionRequest(session_id=session_id, ttl_s=ttl_s)
         answer = self._call(self._sessions.ForkSession, request, NEVER)
@@ -247,29 +247,29 @@ class Client:
         request = session_pb2.DeleteSessionRequest(session_id=session_id)
         self._call(self._sessions.DeleteSession, request, ON_ABORTED if wait_if_busy else NEVER)
 
-    def tokenize(self, text: str, *, model: str = "") -> types.Tokenized:
+    def tokenize(self, text: str, *, model: str = "") -> resources.Tokenized:
         """Encode text."""
         request = _encode.tokenize_request(model, text)
         return _decode.tokenized(self._call(self._tokenizer.Tokenize, request, ON_UNAVAILABLE))
 
-    def detokenize(self, ids: Iterable[int], *, model: str = "") -> types.Detokenized:
+    def detokenize(self, ids: Iterable[int], *, model: str = "") -> resources.Detokenized:
         """Decode token ids."""
         request = _encode.detokenize_request(model, ids)
         return _decode.detokenized(self._call(self._tokenizer.Detokenize, request, ON_UNAVAILABLE))
 
-    def models(self) -> tuple[types.ModelInfo, ...]:
+    def models(self) -> tuple[resources.ModelInfo, ...]:
         """List the loaded models, the default one first."""
         request = model_pb2.ListModelsRequest()
         answer = self._call(self._models.ListModels, request, ON_UNAVAILABLE)
         return tuple(map(_decode.model_info, answer.models))
 
-    def model(self, name: str = "") -> types.ModelInfo:
+    def model(self, name: str = "") -> resources.ModelInfo:
         """Tell about one model, or about the default one."""
         request = model_pb2.GetModelRequest(name=name)
         answer = self._call(self._models.GetModel, request, ON_UNAVAILABLE)
         return _decode.model_info(answer.model)
 
-    def health(self, service: str = "") -> types.HealthStatus:
+    def health(self, service: str = "") -> resources.HealthStatus:
         """Ask for the health of the server, or of one service by its full name."""
         request = health_pb2.HealthCheckRequest(service=service)
         return _decode.health(self._call(self._health.Check, request, ON_UNAVAILABLE))

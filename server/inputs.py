@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 from deq_model.tokenizers.base import Encoding, StreamEncoder, Tokenizer
 from deq_model.tokenizers.errors import TokenizerError
+from server.bounds import InputValue
 from server.errors import InvalidFields, UnknownText
-from server.validation import InputValue
 
 LONG_TEXT = 20_000
 """Characters from which a text is encoded beside the event loop: a few milliseconds."""

@@ -14,6 +14,7 @@ from deqlm.v1 import (
     session_pb2,
     tokenizer_pb2,
 )
+from server.bounds import POLICIES
 from server.config import RequestLimits
 from server.engine.engine import Engine
 from server.engine.results import (
@@ -27,7 +28,6 @@ from server.engine.results import (
 )
 from server.engine.solve import Solve, Solved, SolveStats, Status
 from server.inputs import Tokens
-from server.validation import POLICIES
 
 _POLICIES = {policy: number for number, policy in POLICIES.items()}
 _STATUSES: dict[Status, common_pb2.SolverStatus] = {

@@ -4,53 +4,17 @@ Pure functions from a request to plain values; each raises InvalidFields with ev
 out of bounds, by name, bound and value.
 """
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
-from google.protobuf.message import Message
-
-from deqlm.v1 import (
-    common_pb2,
-    generation_pb2,
-    scoring_pb2,
-    session_pb2,
-    tokenizer_pb2,
-)
+from deqlm.v1 import generation_pb2, scoring_pb2, session_pb2, tokenizer_pb2
+from server import bounds
+from server.bounds import Budget, Checks, InputValue
 from server.config import RequestLimits
-from server.engine.solve import Policy, Solve
-from server.errors import InvalidFields, Violation
+from server.engine.solve import Solve
 
 DEFAULT_PAGE_SIZE: Final = 100
 MAX_PAGE_SIZE: Final = 1000
-
-POLICIES: Final[dict[common_pb2.BudgetPolicy, Policy]] = {
-    common_pb2.BUDGET_POLICY_BEST_EFFORT: "best_effort",
-    common_pb2.BUDGET_POLICY_ERROR: "error",
-}
-
-PRIORITIES: Final[dict[common_pb2.Priority, int]] = {
-    common_pb2.PRIORITY_UNSPECIFIED: 1,
-    common_pb2.PRIORITY_LOW: 0,
-    common_pb2.PRIORITY_NORMAL: 1,
-    common_pb2.PRIORITY_HIGH: 2,
-}
-
-InputValue = str | tuple[int, ...]
-"""Text, or token ids."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Budget:
-    """What a call, or a response of a stream, may take; None for what it needs."""
-
-    max_time_s: float | None = None
-    max_calls: int | None = None
-
-    def answer_by(self, begun: float) -> float | None:
-        """The instant at which what began at ``begun`` is answered with what there is."""
-        return None if self.max_time_s is None else begun + self.max_time_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,28 +63,6 @@ class GenerateFields:
     priority: int
 
 
-class Checks:
-    """Collects what is wrong with a request."""
-
-    def __init__(self) -> None:
-        self._violations: list[Violation] = []
-
-    def require(self, holds: bool, field: str, bound: str, value: object) -> bool:
-        """Note a violation unless it ``holds``; returns whether it does."""
-        if not holds:
-            self.add(field, f"must be {bound}, got {value}")
-        return holds
-
-    def add(self, field: str, problem: str) -> None:
-        """Note a violation."""
-        self._violations.append((field, f"{field} {problem}"))
-
-    def done(self) -> None:
-        """Raises InvalidFields if there were violations."""
-        if self._violations:
-            raise InvalidFields(self._violations)
-
-
 def check_score(
     request: scoring_pb2.ScoreRequest, *, limits: RequestLimits, n_token: int, solve: Solve
 ) -> ScoreFields:
@@ -134,19 +76,21 @@ def check_score(
         checks.add("input", "must be set when there are no candidates")
     value = None
     if request.HasField("input"):
-        value = _input(checks, request.input, "input", limits=limits, n_token=n_token)
+        value = bounds.input_value(checks, request.input, "input", limits=limits, n_token=n_token)
     candidates = [
-        _input(checks, candidate, f"candidates[{index}]", limits=limits, n_token=n_token)
+        bounds.input_value(
+            checks, candidate, f"candidates[{index}]", limits=limits, n_token=n_token
+        )
         for index, candidate in enumerate(request.candidates[: limits.max_candidates])
     ]
     fields = ScoreFields(
         input=value,
         candidates=tuple(candidates),
-        top_k=_top_k(checks, "top_k", request.top_k, limits),
-        solve=_solve(checks, request.solver, solve, limits),
-        include_tokens=_given(request, "include_tokens", True),
-        budget=_budget(checks, request.budget),
-        priority=_priority(checks, request.priority),
+        top_k=bounds.top_k(checks, "top_k", request.top_k, limits),
+        solve=bounds.solve(checks, request.solver, solve, limits),
+        include_tokens=bounds.given(request, "include_tokens", True),
+        budget=bounds.budget(checks, request.budget),
+        priority=bounds.priority(checks, request.priority),
     )
     checks.done()
     return fields
@@ -158,11 +102,11 @@ def check_stream_config(
     """Fields of the first message of ScoreStream."""
     checks = Checks()
     fields = StreamFields(
-        top_k=_top_k(checks, "config.top_k", config.top_k, limits),
-        solve=_solve(checks, config.solver, solve, limits, prefix="config.solver"),
-        include_tokens=_given(config, "include_tokens", True),
-        budget=_budget(checks, config.budget, prefix="config."),
-        priority=_priority(checks, config.priority, prefix="config."),
+        top_k=bounds.top_k(checks, "config.top_k", config.top_k, limits),
+        solve=bounds.solve(checks, config.solver, solve, limits, prefix="config.solver"),
+        include_tokens=bounds.given(config, "include_tokens", True),
+        budget=bounds.budget(checks, config.budget, prefix="config."),
+        priority=bounds.priority(checks, config.priority, prefix="config."),
     )
     checks.done()
     return fields
@@ -175,9 +119,11 @@ def check_stream_message(
     checks = Checks()
     kind = message.WhichOneof("kind")
     if kind == "text":
-        _text_length(checks, message.text, "text", limits)
+        bounds.text_length(checks, message.text, "text", limits)
     elif kind == "token_ids":
-        _ids(checks, message.token_ids.ids, "token_ids.ids", limits=limits, n_token=n_token)
+        bounds.token_ids(
+            checks, message.token_ids.ids, "token_ids.ids", limits=limits, n_token=n_token
+        )
     elif kind == "config":
         checks.add("config", "must be the first message only, got another one")
     elif kind is None:
@@ -193,32 +139,34 @@ def check_generate(
     sampling, stop = request.sampling, request.stop
     prompt = None
     if request.HasField("prompt"):
-        prompt = _input(checks, request.prompt, "prompt", limits=limits, n_token=n_token)
-    _sampling(checks, sampling)
-    _stop_strings(checks, stop.stop_strings, limits)
-    _stop_ids(checks, stop, n_token)
-    max_tokens = _given(stop, "max_tokens", limits.default_max_tokens)
+        prompt = bounds.input_value(
+            checks, request.prompt, "prompt", limits=limits, n_token=n_token
+        )
+    bounds.sampling(checks, sampling)
+    bounds.stop_strings(checks, stop.stop_strings, limits)
+    bounds.stop_ids(checks, stop, n_token)
+    max_tokens = bounds.given(stop, "max_tokens", limits.default_max_tokens)
     bound = f"in [1, {limits.max_tokens}]"
     checks.require(1 <= max_tokens <= limits.max_tokens, "stop.max_tokens", bound, max_tokens)
     bound = f"at most max_tokens = {max_tokens}"
     checks.require(stop.min_tokens <= max_tokens, "stop.min_tokens", bound, stop.min_tokens)
     fields = GenerateFields(
         prompt=prompt,
-        temperature=_given(sampling, "temperature", 1.0),
+        temperature=bounds.given(sampling, "temperature", 1.0),
         top_k=sampling.top_k,
-        top_p=_given(sampling, "top_p", 1.0),
+        top_p=bounds.given(sampling, "top_p", 1.0),
         min_p=sampling.min_p,
-        repetition_penalty=_given(sampling, "repetition_penalty", 1.0),
-        seed=_given(sampling, "seed", None),
+        repetition_penalty=bounds.given(sampling, "repetition_penalty", 1.0),
+        seed=bounds.given(sampling, "seed", None),
         stop_strings=tuple(stop.stop_strings),
         stop_ids=frozenset(stop.stop_ids),
         max_tokens=max_tokens,
         min_tokens=stop.min_tokens,
         ignore_eos=stop.ignore_eos,
-        logprobs=_top_k(checks, "logprobs", request.logprobs, limits),
-        solve=_solve(checks, request.solver, solve, limits),
-        budget=_budget(checks, request.budget),
-        priority=_priority(checks, request.priority),
+        logprobs=bounds.top_k(checks, "logprobs", request.logprobs, limits),
+        solve=bounds.solve(checks, request.solver, solve, limits),
+        budget=bounds.budget(checks, request.budget),
+        priority=bounds.priority(checks, request.priority),
     )
     checks.done()
     return fields
@@ -229,9 +177,9 @@ def check_create(
 ) -> tuple[float, Solve]:
     """Time to live and solver options of a new session."""
     checks = Checks()
-    ttl_s = _given(request, "ttl_s", limits.default_ttl_s)
-    _ttl(checks, ttl_s, limits)
-    options = _solve(checks, request.solver, solve, limits)
+    ttl_s = bounds.given(request, "ttl_s", limits.default_ttl_s)
+    bounds.ttl(checks, ttl_s, limits)
+    options = bounds.solve(checks, request.solver, solve, limits)
     checks.done()
     return ttl_s, options
 
@@ -239,9 +187,9 @@ def check_create(
 def check_fork(request: session_pb2.ForkSessionRequest, *, limits: RequestLimits) -> float | None:
     """Time to live of the copy; None for that of the source."""
     checks = Checks()
-    ttl_s: float | None = _given(request, "ttl_s", None)
+    ttl_s: float | None = bounds.given(request, "ttl_s", None)
     if ttl_s is not None:
-        _ttl(checks, ttl_s, limits)
+        bounds.ttl(checks, ttl_s, limits)
     checks.done()
     return ttl_s
 
@@ -265,7 +213,7 @@ def check_page_size(page_size: int) -> int:
 def check_text(request: tokenizer_pb2.TokenizeRequest, *, limits: RequestLimits) -> str:
     """Text to encode; empty is allowed."""
     checks = Checks()
-    _text_length(checks, request.text, "text", limits)
+    bounds.text_length(checks, request.text, "text", limits)
     checks.done()
     return request.text
 
@@ -276,7 +224,7 @@ def check_ids(
     """Ids to decode; none is allowed."""
     checks = Checks()
     ids = request.token_ids.ids
-    _ids(checks, ids, "token_ids.ids", limits=limits, n_token=n_token)
+    bounds.token_ids(checks, ids, "token_ids.ids", limits=limits, n_token=n_token)
     checks.done()
     return tuple(ids)
 
@@ -287,135 +235,3 @@ def check_token_count(field: str, count: int, limits: RequestLimits) -> None:
     bound = f"at most {limits.max_score_tokens} tokens"
     checks.require(count <= limits.max_score_tokens, field, bound, count)
     checks.done()
-
-
-def _input(
-    checks: Checks, value: common_pb2.Input, field: str, *, limits: RequestLimits, n_token: int
-) -> InputValue:
-    kind = value.WhichOneof("kind")
-    if kind == "text":
-        checks.require(value.text != "", f"{field}.text", "non-empty text", "''")
-        _text_length(checks, value.text, f"{field}.text", limits)
-        return value.text
-    if kind == "token_ids":
-        ids, path = value.token_ids.ids, f"{field}.token_ids.ids"
-        checks.require(len(ids) > 0, path, "at least one id", "none")
-        _ids(checks, ids, path, limits=limits, n_token=n_token)
-        return tuple(ids)
-    checks.add(field, "must be text or token_ids, got neither")
-    return ()
-
-
-def _text_length(checks: Checks, text: str, field: str, limits: RequestLimits) -> None:
-    # No character takes less than one byte: most texts need no encoding to be measured.
-    if len(text) * 4 <= limits.max_text_bytes:
-        return
-    size = len(text.encode("utf-8"))
-    bound = f"at most {limits.max_text_bytes} bytes long"
-    checks.require(size <= limits.max_text_bytes, field, bound, f"{size} bytes")
-
-
-def _ids(
-    checks: Checks, ids: Sequence[int], field: str, *, limits: RequestLimits, n_token: int
-) -> None:
-    bound = f"at most {limits.max_score_tokens} ids"
-    if not checks.require(len(ids) <= limits.max_score_tokens, field, bound, len(ids)):
-        return
-    for index, token_id in enumerate(ids):
-        if not checks.require(
-            token_id < n_token, f"{field}[{index}]", f"in [0, {n_token})", token_id
-        ):
-            return  # one tells enough of an input made for another model
-
-
-def _top_k(checks: Checks, field: str, value: int, limits: RequestLimits) -> int:
-    checks.require(value <= limits.max_top_k, field, f"in [0, {limits.max_top_k}]", value)
-    return value
-
-
-def _sampling(checks: Checks, options: generation_pb2.SamplingOptions) -> None:
-    def check(name: str, bound: str, holds: Callable[[float], bool]) -> None:
-        if options.HasField(name):
-            value = getattr(options, name)
-            checks.require(holds(value), f"sampling.{name}", bound, value)
-
-    check("temperature", "finite and at least 0", lambda x: math.isfinite(x) and x >= 0)
-    check("top_k", "at least 1", lambda x: x >= 1)
-    check("top_p", "in (0, 1]", lambda x: 0 < x <= 1)
-    check("min_p", "in [0, 1]", lambda x: 0 <= x <= 1)
-    check("repetition_penalty", "finite and above 0", lambda x: math.isfinite(x) and x > 0)
-
-
-def _stop_strings(checks: Checks, strings: Sequence[str], limits: RequestLimits) -> None:
-    most, longest = limits.max_stop_strings, limits.max_stop_string_bytes
-    checks.require(len(strings) <= most, "stop.stop_strings", f"at most {most}", len(strings))
-    for index, string in enumerate(strings[:most]):
-        size = len(string.encode("utf-8"))
-        bound = f"1 to {longest} bytes long"
-        field = f"stop.stop_strings[{index}]"
-        checks.require(1 <= size <= longest, field, bound, f"{size} bytes")
-
-
-def _stop_ids(checks: Checks, stop: generation_pb2.StopOptions, n_token: int) -> None:
-    field, count = "stop.stop_ids", len(stop.stop_ids)
-    if not checks.require(count <= n_token, field, f"at most {n_token} ids", count):
-        return
-    for index, token_id in enumerate(stop.stop_ids):
-        if token_id >= n_token:
-            checks.add(f"{field}[{index}]", f"must be in [0, {n_token}), got {token_id}")
-            return  # one tells enough of ids made for another model
-    ending = len(set(stop.stop_ids)) + (0 if stop.ignore_eos else 1)
-    bound = "0 when every token ends the generation"
-    checks.require(
-        ending < n_token or not stop.min_tokens, "stop.min_tokens", bound, stop.min_tokens
-    )
-
-
-def _solve(
-    checks: Checks,
-    options: common_pb2.SolverOptions,
-    default: Solve,
-    limits: RequestLimits,
-    *,
-    prefix: str = "solver",
-) -> Solve:
-    solve = default
-    if options.HasField("tol"):
-        # NaN fails both comparisons.
-        checks.require(0 < options.tol < 1, f"{prefix}.tol", "in (0, 1)", options.tol)
-        solve = replace(solve, tol=options.tol)
-    if options.HasField("max_nfe"):
-        bound = f"in [1, {limits.max_nfe}]"
-        holds = 1 <= options.max_nfe <= limits.max_nfe
-        checks.require(holds, f"{prefix}.max_nfe", bound, options.max_nfe)
-        solve = replace(solve, max_nfe=options.max_nfe)
-    if options.policy in POLICIES:
-        solve = replace(solve, policy=POLICIES[options.policy])
-    elif options.policy != common_pb2.BUDGET_POLICY_UNSPECIFIED:
-        checks.require(False, f"{prefix}.policy", "a BudgetPolicy", options.policy)
-    return replace(solve, keep_tol=_given(options, "keep_tol", solve.keep_tol))
-
-
-def _budget(checks: Checks, budget: common_pb2.Budget, *, prefix: str = "") -> Budget:
-    time_s: float | None = _given(budget, "max_time_s", None)
-    calls: int | None = _given(budget, "max_calls", None)
-    if time_s is not None:
-        holds = 0 < time_s < math.inf  # NaN fails
-        checks.require(holds, f"{prefix}budget.max_time_s", "finite and above 0", time_s)
-    if calls is not None:
-        checks.require(calls >= 1, f"{prefix}budget.max_calls", "at least 1", calls)
-    return Budget(max_time_s=time_s, max_calls=calls)
-
-
-def _priority(checks: Checks, priority: common_pb2.Priority, *, prefix: str = "") -> int:
-    checks.require(priority in PRIORITIES, f"{prefix}priority", "a Priority", priority)
-    return PRIORITIES.get(priority, 1)
-
-
-def _ttl(checks: Checks, ttl_s: float, limits: RequestLimits) -> None:
-    checks.require(0 < ttl_s <= limits.max_ttl_s, "ttl_s", f"in (0, {limits.max_ttl_s:g}]", ttl_s)
-
-
-def _given(message: Message, name: str, default: Any) -> Any:
-    """An ``optional`` field's value, or the default where it is unset."""
-    return getattr(message, name) if message.HasField(name) else default

@@ -18,8 +18,8 @@ from cli.parser import Parser, positive_seconds
 from client._channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S
 from client.errors import DeqlmError, Unavailable
 from client.options import Budget, BudgetPolicy, Priority, SolverOptions
+from client.results import SolverReport
 from client.sync import Client
-from client.types import SolverReport
 
 EXIT_OK: Final = 0
 EXIT_RPC: Final = 1

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from client.types import TokenScore
+from client.results import TokenScore
 
 SCALE: Final[tuple[tuple[float, str], ...]] = (
     (1.0, ""),

@@ -23,8 +23,8 @@ from client.commands._common import (
     visible,
 )
 from client.options import Input, SamplingOptions, StopOptions
+from client.results import GeneratedToken, GenerationFinished, GenerationResult, GenerationStarted
 from client.sync import Client
-from client.types import GeneratedToken, GenerationFinished, GenerationResult, GenerationStarted
 
 _EVENTS = {
     GenerationStarted: "started",

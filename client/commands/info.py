@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from client.commands._common import make_parser, print_json, run, table, to_json
+from client.resources import ModelInfo
 from client.sync import Client
-from client.types import ModelInfo
 
 
 def main(argv: list[str], prog: str) -> int:

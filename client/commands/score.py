@@ -29,8 +29,8 @@ from client.commands._common import (
     unconverged,
     visible,
 )
+from client.results import Score, SolverReport, StreamedScore, TokenScore, Totals
 from client.sync import Client
-from client.types import Score, SolverReport, StreamedScore, TokenScore, Totals
 
 PIECE_CHARS: Final = 32 * 1024
 """A longer text goes through ScoreStream, in pieces of this many characters, unless a budget bounds

@@ -15,8 +15,8 @@ from client.commands._common import (
     solver_options,
     table,
 )
+from client.resources import SessionInfo
 from client.sync import Client
-from client.types import SessionInfo
 
 
 def main(argv: list[str], prog: str) -> int:

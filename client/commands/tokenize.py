@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from client.commands._common import make_parser, print_json, read_text, run, table, visible
+from client.resources import Tokenized
 from client.sync import Client
-from client.types import Tokenized
 
 
 def main(argv: list[str], prog: str) -> int:

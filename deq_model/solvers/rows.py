@@ -117,7 +117,14 @@ class RowSolver:
         """The states at which f is wanted next, ``(n, dim)``, always finite."""
         return _taken(self._state[:, _NEXT], rows)
 
-    def observe(self, rows: Rows, f_z: Tensor, *, settled: Tensor | None = None) -> Observation:
+    def observe(
+        self,
+        rows: Rows,
+        f_z: Tensor,
+        *,
+        settled: Tensor | None = None,
+        most: int | None = None,
+    ) -> Observation:
         """Takes f at the proposed states and moves on.
 
         Args:
@@ -126,6 +133,8 @@ class RowSolver:
             settled: ``(n,)`` bool, rows whose f did not change since their last observation. What
                 an unsettled row knew of its best state was about another f: its best becomes its
                 present state. None means all.
+            most: no row was observed more often since it began. Who knows spares the solver to
+                look, and a GPU to read room for steps that no row has made.
 
         Returns:
             The residuals at the proposed states.
@@ -141,7 +150,7 @@ class RowSolver:
         best = chosen(better[:, None], here, state[:, _BEST])
         found = torch.stack([seen.residual_rel, seen.residual_abs], dim=1)
         found = found.where(better[:, None], sizes)
-        turn = _Turn(rows, here, state[:, _LAST], best, now, least)
+        turn = _Turn(rows, here, state[:, _LAST], best, now, least, most)
         moved = self._go_on(turn) if self._search is None else self._searched(turn, settled)
         self._keep(rows, *moved, best)
         self._least[rows] = found
@@ -198,7 +207,7 @@ class RowSolver:
             self._rule.forget(turn.rows, worse)
             origin, fresh = chosen(worse[:, None], turn.best, origin), fresh | worse
         g = origin[:, 1]
-        step = self._rule.step(turn.rows, turn.here - turn.last, g, fresh)
+        step = self._rule.step(turn.rows, turn.here - turn.last, g, fresh, turn.most)
         following = origin[:, 0] + step
         if back or seldom(~finite_rows(following)):
             lost = ~finite_rows(step)
@@ -208,9 +217,13 @@ class RowSolver:
             following = chosen(finite_rows(following), following, turn.best[:, 0])
         return following, origin
 
+    def least(self, rows: Rows) -> Tensor:
+        """The residuals of the best states, ``(n, 2)``: relative and absolute; inf for none."""
+        return _taken(self._least, rows)
+
     def best(self, rows: Rows) -> Best:
         """The best states seen, with their residuals."""
-        residual_rel, residual_abs = _taken(self._least, rows).unbind(1)
+        residual_rel, residual_abs = self.least(rows).unbind(1)
         return Best(_taken(self._state[:, 3], rows), residual_rel, residual_abs)
 
 
@@ -225,6 +238,7 @@ class _Turn:
         best: ``(n, 2, dim)`` those that are the best, the present ones included.
         now: ``(n,)`` size of the residual.
         least: ``(n,)`` of the best one before; inf where nothing finite had been seen.
+        most: no row was observed more often; None where that is not known.
     """
 
     rows: Rows
@@ -233,6 +247,7 @@ class _Turn:
     best: Tensor
     now: Tensor
     least: Tensor
+    most: int | None
 
 
 def _measured(g: Tensor, f_z: Tensor) -> Observation:

@@ -22,7 +22,9 @@ class UpdateRule(Protocol):
     def forget(self, rows: Rows, which: Tensor | None = None) -> None:
         """Empties the history of ``rows``, of those where ``which`` ``(n,)`` bool is true."""
 
-    def step(self, rows: Rows, change: Tensor, g: Tensor, fresh: Tensor) -> Tensor:
+    def step(
+        self, rows: Rows, change: Tensor, g: Tensor, fresh: Tensor, most: int | None = None
+    ) -> Tensor:
         """The change of z to make next.
 
         Args:
@@ -30,6 +32,7 @@ class UpdateRule(Protocol):
             change: ``(n, 2, D)`` the last change of z, and the change of g that it caused.
             g: ``(n, D)`` the residual now.
             fresh: ``(n,)`` bool, rows for which ``change`` means nothing.
+            most: no row made more steps since it last forgot all; None where that is not known.
 
         Returns:
             ``(n, D)``. It may not be finite, where numbers are too large or too small to divide.
@@ -42,7 +45,9 @@ class Picard:
     def forget(self, rows: Rows, which: Tensor | None = None) -> None:
         """There is no history."""
 
-    def step(self, rows: Rows, change: Tensor, g: Tensor, fresh: Tensor) -> Tensor:
+    def step(
+        self, rows: Rows, change: Tensor, g: Tensor, fresh: Tensor, most: int | None = None
+    ) -> Tensor:
         """``Δz = g``."""
         return g
 
@@ -69,9 +74,11 @@ class Broyden:
         else:
             self._count[rows] = self._count[rows].masked_fill(which, 0)
 
-    def step(self, rows: Rows, change: Tensor, g: Tensor, fresh: Tensor) -> Tensor:
+    def step(
+        self, rows: Rows, change: Tensor, g: Tensor, fresh: Tensor, most: int | None = None
+    ) -> Tensor:
         """One rank-one update, then ``Δz = −B g``."""
-        count, used = self._lengths(rows)
+        count, used = self._lengths(rows, most)
         u, v = self._terms[rows, :used].unbind(2)
         dead = self._dead[count, None, :used]
         dz, dg = change[:, :1], change[:, 1:]
@@ -91,11 +98,12 @@ class Broyden:
         self._write(rows, count, u_new, v_new.squeeze(1), usable)
         return step
 
-    def _lengths(self, rows: Rows) -> tuple[Tensor, int]:
-        """Terms of each row, where full ones start again, and the most of them."""
+    def _lengths(self, rows: Rows, bound: int | None) -> tuple[Tensor, int]:
+        """Terms of each row, where full ones start again, and the most that there may be."""
         count = self._count[rows]
-        if count.device.type != "cpu":  # where nobody waits for numbers
-            return count.masked_fill(count >= self._depth, 0), self._depth
+        if bound is not None or count.device.type != "cpu":  # where nobody waits for numbers
+            most = self._depth if bound is None else min(bound, self._depth)
+            return count.masked_fill(count >= self._depth, 0), most
         most = int(count.max()) if len(count) else 0
         if most == self._depth:
             count = count.masked_fill(count >= self._depth, 0)
@@ -132,7 +140,9 @@ class Anderson:
         else:
             self._count[rows] = self._count[rows].masked_fill(which, 0)
 
-    def step(self, rows: Rows, change: Tensor, g: Tensor, fresh: Tensor) -> Tensor:
+    def step(
+        self, rows: Rows, change: Tensor, g: Tensor, fresh: Tensor, most: int | None = None
+    ) -> Tensor:
         """Stores the difference over the oldest one, then solves for γ."""
         dz, dg = change.unbind(1)
         index = _row_index(rows, self._count)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deq_model.embedding import AdaptiveEmbedding
 from deq_model.feed_forward import FeedForward, Int8FeedForward
 from deq_model.function import EquilibriumWeights
 from deq_model.inference import InferenceFunction
@@ -18,6 +19,7 @@ from deq_model.solvers.options import Method
 from deq_model.solvers.rows import RowSolver
 from deq_model.warm_start import WarmStart
 from server.engine.calls import Calls, Mixed, PackedCalls, Parts
+from server.engine.graphs import PaddedCalls
 from server.engine.layout import Layout, Layouts
 from server.engine.ledger import Ledger, Options, Verdict
 from server.engine.precision import Costs
@@ -26,6 +28,10 @@ from server.engine.slab import Slab
 from server.engine.solve import Solved
 from server.engine.starts import first_states
 from server.engine.timing import product_costs
+from server.engine.transfer import sent
+
+_PORTION = 1 << 14
+"""Words embedded at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,7 @@ class Batch:
         method: Method = "broyden",
         depth: int = 30,
         warm_start: WarmStart | None = None,
+        padded: bool | None = None,
     ) -> None:
         """Makes room for the rows.
 
@@ -69,37 +76,52 @@ class Batch:
             slab: memory of the sequences.
             max_rows: tokens that may be solved at once.
             form: number format of the products of f.
-            rough: whether rows far from their fixed point may be computed in 8 bits.
+            rough: whether rows far from their fixed point may be computed in 8 bits, on a CPU.
             method: of the solver.
             depth: past steps that a row remembers.
             warm_start: map to first states; None for zeros.
+            padded: whether calls are of a few fixed shapes, as they must be on a GPU, and are not
+                on a CPU; None for what the device is.
         """
         config = weights.config
         like = model.injection.weight
-        self._embed, self._slab, self._warm_start = model.embedding, slab, warm_start
+        self._padded = like.device.type != "cpu" if padded is None else padded
+        self._slab, self._warm_start = slab, warm_start
+        self._embed = _Table(model.embedding, like, form) if self._padded else model.embedding
         self._f = InferenceFunction(weights, form, distances=config.klen)
         self._inject = prepare(model.injection.weight, model.injection.bias, form)
-        self._rough = Int8FeedForward(weights) if rough else None
+        self._rough = Int8FeedForward(weights) if rough and not self._padded else None
         self._costs: Costs | None = None
+        capacity = max_rows + self._padded
         self._solver = RowSolver(
             method,
-            capacity=max_rows,
+            capacity=capacity,
             dim=config.d_model,
             depth=depth,
             device=like.device,
             dtype=like.dtype,
         )
-        self._injection = like.new_zeros(max_rows, 3 * config.d_model)
+        self._injection = like.new_zeros(capacity, 3 * config.d_model)
         self._max_rows, self._ledger, self._layouts = max_rows, Ledger(max_rows), Layouts()
-        self._calls: Calls = PackedCalls(Parts(self._f, self._solver, slab, self._injection))
+        parts = Parts(self._f, self._solver, slab, self._injection)
+        self._calls: Calls = (
+            PaddedCalls(parts, max_rows=max_rows, depth=depth)
+            if self._padded
+            else PackedCalls(parts)
+        )
 
     @property
     def starts_warm(self) -> bool:
         """Whether solves begin at fitted first states."""
         return self._warm_start is not None
 
-    def measure_feed_forward(self) -> None:
-        """Times it in both formats, if there are two: until then all rows are accurate."""
+    def warm_up(self) -> None:
+        """Records the graphs of streams on a GPU; elsewhere times the feed-forward.
+
+        That is in both formats, if there are two: until then all rows are accurate.
+        """
+        if isinstance(self._calls, PaddedCalls):
+            self._calls.prepare(self._slab.spare)
         if self._rough is not None:
             sample = torch.randn(self._max_rows, self._f.config.d_model)
             self._costs = Costs(
@@ -111,9 +133,9 @@ class Batch:
         """Starts the solves of tokens that enter."""
         if not entries:
             return
-        device = self._injection.device
-        tokens = torch.tensor([e.sequence.inputs[e.index] for e in entries], device=device)
-        rows = torch.tensor([e.row for e in entries], device=device)
+        ids = [entry.sequence.inputs[entry.index] for entry in entries]
+        both = sent(ids + [entry.row for entry in entries], self._injection.device)
+        tokens, rows = both.view(2, -1)
         injection = self._inject(self._embed(tokens)).to(self._injection.dtype)
         self._injection[rows] = self._f.fold_injection(injection)
         z_init = first_states(
@@ -140,7 +162,7 @@ class Batch:
         """
         slab, device = self._slab, self._injection.device
         begin = max(0, len(z_star) - slab.klen)
-        tokens = torch.tensor(sequence.inputs[begin : len(z_star)], device=device)
+        tokens = sent(sequence.inputs[begin : len(z_star)], device)
         injection = self._inject(self._embed(tokens)).to(self._injection.dtype)
         _, key, value = self._f.channels(z_star[begin:], self._f.fold_injection(injection))
         at = torch.arange(begin, len(z_star), device=device) + sequence.start
@@ -198,3 +220,21 @@ class Batch:
             self._slab.advance(sequence.slot, sequence.start + verdict.index + 1, solved)
             accepted.append(Accepted(sequence, verdict.index, kept.z_star[i], solved))
         return accepted
+
+
+class _Table:
+    """The embedding as one table, for a GPU: its clusters' tables need the host to part ids.
+
+    It is in the format of the product behind it, which would round the embedding to that anyway.
+    """
+
+    def __init__(self, embedding: AdaptiveEmbedding, like: Tensor, form: Format) -> None:
+        dtype: torch.dtype = like.dtype if like.device.type == "cpu" else getattr(torch, form)
+        ids = torch.arange(embedding.edges[-1], device=like.device)
+        with torch.no_grad():
+            parts = [embedding(part).to(dtype) for part in ids.split(_PORTION)]
+        self._table = torch.cat(parts)
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """``(n,)`` ids to ``(n, D)``."""
+        return self._table[tokens]

@@ -168,7 +168,7 @@ class Engine:
     def measure_calls(self) -> None:
         """Times calls of f of several sizes, by which rows are given out; before ``start``."""
         with torch.inference_mode():
-            self._batch.measure_feed_forward()
+            self._batch.warm_up()
             self._scheduler.costs = call_costs(self._batch, self._slab, self.limits)
 
     def start(self) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deq_model.config import ModelConfig
 from server.engine.solve import Solved
+from server.engine.transfer import sent
 
 
 @dataclass(slots=True)
@@ -28,6 +29,9 @@ class Slab:
     The token at position p lies at entry ``p % ring`` of a row. A ring is as long as a context
     (``klen = mem_len + tgt_len``) and a window, so that no token of a window takes the place of one
     that another token of it still needs. A slot has room for a context alone.
+
+    Attributes:
+        spare: a row behind the others that belongs to no sequence, for the empty places of calls.
     """
 
     def __init__(
@@ -51,16 +55,16 @@ class Slab:
             dtype: of states.
         """
         self.config = config
-        self.klen, self.ring = config.klen, config.klen + window
+        self.klen, self.ring, self.spare = config.klen, config.klen + window, rows
         heads = (config.n_head, config.d_head)
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, device=device, dtype=dtype)
 
         n_head, d_head = heads
-        self.key = zeros(rows, n_head, self.ring, d_head)
-        self.value = zeros(rows, n_head, self.ring, d_head)
-        self._z = zeros(rows, self.ring, config.d_model)
+        self.key = zeros(rows + 1, n_head, self.ring, d_head)
+        self.value = zeros(rows + 1, n_head, self.ring, d_head)
+        self._z = zeros(rows + 1, self.ring, config.d_model)
         self._kept_key = zeros(slots, n_head, self.klen, d_head)
         self._kept_value = zeros(slots, n_head, self.klen, d_head)
         self._kept_z = zeros(slots, self.klen, config.d_model)
@@ -92,7 +96,8 @@ class Slab:
     def last_states(self, rows: list[int]) -> Tensor:
         """Fixed points ``(n, d_model)`` of the last tokens of rows that are not empty."""
         entries = [(self._row_seen[row].length - 1) % self.ring for row in rows]
-        return self._z[rows, entries]
+        at, in_ring = sent([*rows, *entries], self._z.device).view(2, -1)
+        return self._z[at, in_ring]
 
     def reset(self, row: int) -> None:
         """Empties a row.

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence as Seq
 
-import torch
 from torch import Tensor
 
 from deq_model.solvers.rows import RowSolver
 from deq_model.warm_start import WarmStart
 from server.engine.scheduler import Entry, Sequence
 from server.engine.slab import Slab
+from server.engine.transfer import sent
 
 
 def first_states(
@@ -37,10 +37,9 @@ def first_states(
     parents, moving, settled = _predecessors(entries, slab)
     device = injection.device
     if moving:
-        rows = torch.tensor(list(moving.values()), device=device)
-        previous[list(moving)] = solver.propose(rows)
+        previous[sent(list(moving), device)] = solver.propose(sent(list(moving.values()), device))
     if settled:
-        previous[list(settled)] = slab.last_states(list(settled.values()))
+        previous[sent(list(settled), device)] = slab.last_states(list(settled.values()))
     return warm_start.chain(injection, previous, parents)
 
 

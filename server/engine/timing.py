@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from server.engine.costs import CostCurve, measure
@@ -22,7 +23,13 @@ _NEVER = Solve(tol=1e-30, max_nfe=1 << 30)
 
 def product_costs(function: Callable[[Tensor], Tensor], sample: Tensor) -> CostCurve:
     """Of a function of rows, by the first rows of ``sample``."""
-    return measure(lambda rows: _warm(lambda: function(sample[:rows])), most_rows=len(sample))
+
+    def act(rows: int) -> None:
+        function(sample[:rows])
+        if sample.device.type == "cuda":
+            torch.cuda.synchronize(sample.device)
+
+    return measure(lambda rows: _warm(lambda: act(rows)), most_rows=len(sample))
 
 
 def call_costs(batch: "Batch", slab: Slab, limits: EngineLimits) -> CostCurve:

@@ -11,6 +11,7 @@ from benchmarks.baseline import Baseline, Stand
 from deq_model.checkpoint import load_checkpoint
 from deq_model.config import PRESETS, ModelConfig
 from deq_model.solvers.options import SolverOptions
+from tests.benchmarks.small import SMALL
 from tests.deq_model.problems import CONFIG, draw_tokens, random_model
 
 TOKENS = draw_tokens(1, 3, 13)
@@ -91,21 +92,8 @@ def test_seeds_reproduce_a_stream_whoever_is_beside_it() -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> ModelConfig:
     """The published configuration in small, in the table of presets."""
-    config = replace(
-        PRESETS["model-ift"],
-        n_token=400,
-        d_model=32,
-        d_embed=32,
-        n_head=4,
-        d_head=8,
-        d_inner=64,
-        cutoffs=(50, 100, 250),
-        div_val=2,
-        tgt_len=12,
-        mem_len=12,
-    )
-    monkeypatch.setitem(PRESETS, "model-ift", config)
-    return config
+    monkeypatch.setitem(PRESETS, "model-ift", SMALL)
+    return SMALL
 
 
 def test_the_random_model_is_written_once(small: ModelConfig, tmp_path, capsys) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,28 +19,15 @@ from benchmarks import (
 from benchmarks.engine_bench import QUICK, changes, in_turns, load_map, places, spread
 from benchmarks.shapes import random_weights, tokenizer
 from deq_model.checkpoint import load_checkpoint, save_checkpoint
-from deq_model.config import PRESETS
 from server.engine.admission import Places
+from tests.benchmarks.small import SMALL
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The published shapes in small."""
-    config = replace(
-        PRESETS["model-ift"],
-        n_token=400,
-        d_model=32,
-        d_embed=32,
-        n_head=4,
-        d_head=8,
-        d_inner=64,
-        cutoffs=(50, 100, 250),
-        div_val=2,
-        tgt_len=12,
-        mem_len=12,
-    )
     folder = tmp_path_factory.mktemp("tiny")
-    save_checkpoint(folder, random_weights(config, seed=0), tokenizer(400))
+    save_checkpoint(folder, random_weights(SMALL, seed=0), tokenizer(400))
     return folder
 
 

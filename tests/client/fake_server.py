@@ -41,6 +41,9 @@ MODEL = model_pb2.ModelInfo(
     server_version="0.1.0",
 )
 
+TEXT = "It was a dark and stormy night\n"
+"""What the tests' short file holds."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client import _decode, _encode, options, types
+from client import _decode, _encode, options, resources, results
 from client.errors import InvalidArgument
 from deqlm.v1 import (
     common_pb2,
@@ -22,31 +22,31 @@ PAIRS = [
     (options.Budget, common_pb2.Budget),
     (options.SamplingOptions, generation_pb2.SamplingOptions),
     (options.StopOptions, generation_pb2.StopOptions),
-    (types.SolverReport, common_pb2.SolverReport),
-    (types.Totals, common_pb2.Totals),
-    (types.Timing, common_pb2.Timing),
-    (types.TokenAlternative, common_pb2.TokenAlternative),
-    (types.TokenScore, scoring_pb2.TokenScore),
-    (types.CandidateScore, scoring_pb2.CandidateScore),
-    (types.Score, scoring_pb2.ScoreResponse),
-    (types.StreamedScore, scoring_pb2.ScoreStreamResponse),
-    (types.GenerationStarted, generation_pb2.GenerationStarted),
-    (types.GeneratedToken, generation_pb2.GeneratedToken),
-    (types.GenerationFinished, generation_pb2.GenerationFinished),
-    (types.SessionInfo, session_pb2.Session),
-    (types.Token, tokenizer_pb2.Token),
-    (types.Tokenized, tokenizer_pb2.TokenizeResponse),
-    (types.Detokenized, tokenizer_pb2.DetokenizeResponse),
-    (types.Architecture, model_pb2.Architecture),
-    (types.Limits, model_pb2.Limits),
-    (types.ModelInfo, model_pb2.ModelInfo),
+    (results.SolverReport, common_pb2.SolverReport),
+    (results.Totals, common_pb2.Totals),
+    (results.Timing, common_pb2.Timing),
+    (results.TokenAlternative, common_pb2.TokenAlternative),
+    (results.TokenScore, scoring_pb2.TokenScore),
+    (results.CandidateScore, scoring_pb2.CandidateScore),
+    (results.Score, scoring_pb2.ScoreResponse),
+    (results.StreamedScore, scoring_pb2.ScoreStreamResponse),
+    (results.GenerationStarted, generation_pb2.GenerationStarted),
+    (results.GeneratedToken, generation_pb2.GeneratedToken),
+    (results.GenerationFinished, generation_pb2.GenerationFinished),
+    (resources.SessionInfo, session_pb2.Session),
+    (resources.Token, tokenizer_pb2.Token),
+    (resources.Tokenized, tokenizer_pb2.TokenizeResponse),
+    (resources.Detokenized, tokenizer_pb2.DetokenizeResponse),
+    (resources.Architecture, model_pb2.Architecture),
+    (resources.Limits, model_pb2.Limits),
+    (resources.ModelInfo, model_pb2.ModelInfo),
 ]
 
 ENUMS = [
-    (types.SolverStatus, common_pb2.SolverStatus, "SOLVER_STATUS_"),
-    (types.StoppedBy, common_pb2.StoppedBy, "STOPPED_BY_"),
-    (types.FinishReason, generation_pb2.FinishReason, "FINISH_REASON_"),
-    (types.TokenizerKind, model_pb2.TokenizerKind, "TOKENIZER_KIND_"),
+    (results.SolverStatus, common_pb2.SolverStatus, "SOLVER_STATUS_"),
+    (results.StoppedBy, common_pb2.StoppedBy, "STOPPED_BY_"),
+    (results.FinishReason, generation_pb2.FinishReason, "FINISH_REASON_"),
+    (resources.TokenizerKind, model_pb2.TokenizerKind, "TOKENIZER_KIND_"),
 ]
 
 
@@ -97,7 +97,7 @@ def test_an_offset_of_zero_is_told_from_no_offset():
 
 def test_an_enum_value_newer_than_the_client_reads_unspecified():
     report = _decode.solver_report(common_pb2.SolverReport(status=99, policy=99))
-    assert report.status is types.SolverStatus.UNSPECIFIED
+    assert report.status is results.SolverStatus.UNSPECIFIED
     assert report.policy is None
 
 
@@ -110,7 +110,7 @@ def test_what_ended_a_generation_is_told():
         reason=generation_pb2.FINISH_REASON_STOP_ID, stop_id=0
     )
     event = _decode.generation_event(generation_pb2.GenerateResponse(finished=finished))
-    assert event.reason is types.FinishReason.STOP_ID
+    assert event.reason is results.FinishReason.STOP_ID
     assert (event.stop_id, event.stop_string, event.session) == (0, None, None)
 
 

@@ -7,8 +7,9 @@ import pytest
 
 from client.errors import Aborted, Cancelled, DeadlineExceeded, Internal, NotFound
 from client.options import FLUSH, SamplingOptions, SolverOptions, StopOptions
+from client.resources import HealthStatus
+from client.results import FinishReason
 from client.sync import Client
-from client.types import FinishReason, HealthStatus
 from deqlm.v1 import generation_pb2, session_pb2
 from tests.client.fake_server import SESSION, Failure, generated
 

@@ -1,9 +1,7 @@
-"""The page of a run, from logs of every state of repair."""
+"""The page of a run: what it shows, and the command that writes it."""
 
-import json
 import math
 import os
-import struct
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -11,18 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from training.options.data import DataOptions
-from training.options.equilibrium import EquilibriumOptions
-from training.options.run import RunOptions
-from training.options.train import TrainOptions
+from tests.training.report_logs import BAD, options, rows, start, step, valid, written
 from training.report.charts import MOST_POINTS, charts, thinned
 from training.report.command import main, write_report
 from training.report.page import page
-from training.report.reading import ReportError, RunLog, read_run, read_runs, series
-from training.report.tables import details, tables
+from training.report.reading import RunLog, read_runs
 
 TITLES = [
     "Loss",
@@ -39,85 +31,11 @@ TITLES = [
 ]
 
 
-def options(**equilibrium: Any) -> dict[str, Any]:
-    return TrainOptions(
-        data=DataOptions(train=Path("a.txt"), valid=Path("b.txt")),
-        run=RunOptions(out=Path("run"), seed=7),
-        equilibrium=EquilibriumOptions(jac_loss_weight=0.5, jac_loss_freq=0.4, **equilibrium),
-    ).to_dict()
-
-
-def step(number: int, **changes: Any) -> dict[str, Any]:
-    plain = {
-        "event": "step",
-        "step": number,
-        "epoch": 0,
-        "seconds": number / 2,
-        "loss": 4.0 + 10 / (number + 1),
-        "perplexity": 60.0,
-        "nfe_forward": 8.0,
-        "nfe_backward": 6.0,
-        "residual": 0.007,
-        "residual_backward": 0.03,
-        "unconverged_forward": 0.1,
-        "unconverged_backward": None,
-        "jac_loss": 0.05,
-        "spectral_radius": 0.9,
-        "grad_norm": 0.7,
-        "lr": 1e-3,
-        "skipped": 0,
-        "tokens_per_s": 1000.0,
-    }
-    return plain | changes
-
-
-def valid(number: int, **changes: Any) -> dict[str, Any]:
-    plain = {
-        "event": "valid",
-        "step": number,
-        "mean_nll": 4.5,
-        "perplexity": 90.0 - number / 100,
-        "nfe": 8.0,
-        "unconverged": 25,
-        "scored_tokens": 100,
-        "residual_by_call": [1.0, 0.1, 0.01],
-    }
-    return plain | changes
-
-
-def start(number: int = 0, **changes: Any) -> dict[str, Any]:
-    return {"event": "start", "step": number, "options": options(), **changes}
-
-
-BAD = {
-    "event": "bad_step",
-    "step": 150,
-    "reason": "the loss is a <spike>",
-    "action": "skip",
-    "loss": 9.25,
-    "residual": None,
-    "grad_norm": 33.0,
-}
-
-
-def written(folder: Path, *events: dict[str, Any], tail: str = "") -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(event) + "\n" for event in events) + tail
-    (folder / "log.jsonl").write_text(text)
-    return folder
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     steps = [step(number) for number in range(20, 401, 20)]
     events = [start(parameters=1234567), *steps, valid(200), BAD, valid(400)]
     return written(tmp_path / "mine", *events)
-
-
-def rows(runs: list[RunLog]) -> dict[str, list[str]]:
-    """Cells of all tables by the first of their row."""
-    found = [*tables(runs), *details(runs)]
-    return {row[0]: list(row[1:]) for table in found for row in table.rows}
 
 
 def titles(runs: list[RunLog]) -> list[str]:
@@ -294,112 +212,6 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     runs = read_runs([written(tmp_path / "a", start(), {"event": "step", "step": 20, "loss": 4.0})])
     told = "for: " + "; ".join(TITLES[1:]) + "."
     assert "The logs have nothing yet, or nothing at all, " + told in page(runs)
-
-
-def test_a_line_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
-    path = written(tmp_path / "a", start(), step(20), tail='{"event": "step", "st')
-    found = read_run(path)
-    assert (len(found.steps), found.unreadable) == (1, 0)
-
-
-def test_a_damaged_line_inside_is_counted(tmp_path: Path) -> None:
-    path = written(tmp_path / "a", start(), step(20), tail='{"ev\n[1]\n' + json.dumps(step(40)))
-    assert read_run(path).unreadable == 2
-    assert rows(read_runs([path]))["Damaged lines of the log"] == ["2"]
-
-
-def test_steps_that_a_resume_made_again_count_once(tmp_path: Path) -> None:
-    path = written(tmp_path / "a", start(), step(20), step(40), start(20), step(40, loss=1.0))
-    found = read_run(path)
-    assert [(record["step"], record["loss"] == 1.0) for record in found.steps] == [
-        (20, False),
-        (40, True),
-    ]
-    assert rows(read_runs([path]))["Begun and gone on"] == ["2 times"]
-
-
-def test_a_log_of_an_earlier_version_is_understood(tmp_path: Path) -> None:
-    logged = options()
-    logged["recipe"] = logged.pop("equilibrium") | {"pretrain_steps": 10}
-    logged["run"]["eval_every"] = 5
-    path = written(tmp_path / "a", start(options=logged), step(20))
-    found = rows(read_runs([path]))
-    assert found["equilibrium.pretrain_steps"] == ["10", "0"]
-    assert found["run.eval_every"] == ["5", "–"]
-
-
-def test_what_the_log_lacks_comes_from_the_model_beside_it(tmp_path: Path) -> None:
-    path = written(tmp_path / "a", {"event": "step", "step": 20, "loss": 4.0})
-    model = path / "model"
-    model.mkdir()
-    header = {"__metadata__": {}, "w": {"shape": [3, 5]}, "b": {"shape": [5]}}
-    encoded = json.dumps(header).encode()
-    (model / "model.safetensors").write_bytes(struct.pack("<Q", len(encoded)) + encoded)
-    (model / "README.md").write_text("# Card\n```json\n" + json.dumps(options()) + "\n```\n")
-    found = read_run(path)
-    assert found.parameters == 20
-    assert found.number("run.seed") == 7
-
-
-@pytest.mark.parametrize("content", [b"", b"\x00" * 4, struct.pack("<Q", 1 << 60), b"x" * 50])
-def test_a_damaged_model_beside_the_log_costs_a_line_only(tmp_path: Path, content: bytes) -> None:
-    path = written(tmp_path / "a", start())
-    (path / "model").mkdir()
-    (path / "model" / "model.safetensors").write_bytes(content)
-    assert read_run(path).parameters is None
-
-
-def test_a_folder_without_a_log_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ReportError, match=r"is not a run's folder: it has no log\.jsonl"):
-        read_run(tmp_path)
-    with pytest.raises(ReportError, match="nothing does not exist"):
-        read_run(tmp_path / "nothing")
-
-
-@pytest.mark.parametrize("tail", ["", "\n", "{", "\x00\x01"])
-def test_a_log_without_a_line_is_an_error(tmp_path: Path, tail: str) -> None:
-    path = written(tmp_path / "a", tail=tail)
-    with pytest.raises(ReportError, match="no line that can be read"):
-        read_run(path)
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=2),
-    max_leaves=4,
-)
-FIELDS = st.sampled_from([*step(1), *valid(1), *start(), "parameters", "reason"])
-
-
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(st.lists(st.tuples(st.sampled_from([start(), step(9), valid(9), BAD]), FIELDS, JSON)))
-def test_fields_of_the_wrong_kind_are_left_out(
-    tmp_path: Path, changes: list[tuple[dict[str, Any], str, Any]]
-) -> None:
-    events = [event | {name: value} for event, name, value in changes]
-    path = written(tmp_path / "a", start(), *events)
-    runs = read_runs([path])
-    rows(runs)
-    for chart in charts(runs):
-        for curve in chart.panel.curves if chart.panel else ():
-            assert all(value is None or math.isfinite(value) for value in curve.y)
-
-
-@pytest.mark.parametrize("size", ["1e308", "-1e308", "1" + "0" * 400, "1e400", "NaN"])
-def test_numbers_that_no_axes_have_room_for_are_left_out(tmp_path: Path, size: str) -> None:
-    lines = f'{{"event": "step", "step": 2, "loss": {size}, "lr": {size}, "grad_norm": {size}}}\n'
-    lines += f'{{"event": "step", "step": {size}, "loss": 1}}\n'
-    runs = read_runs([written(tmp_path / "a", step(1), step(3), tail=lines)])
-    page(runs)
-    assert [record["step"] for record in runs[0].steps] == [1, 3, 2]
-    assert series(runs[0].steps, "loss")[0] == [1, 3]
-
-
-def test_a_line_of_brackets_is_damaged(tmp_path: Path) -> None:
-    tail = "[" * 100_000 + "\n" + json.dumps(step(2)) + "\n"
-    assert read_run(written(tmp_path / "a", step(1), tail=tail)).unreadable == 1
 
 
 def test_a_name_that_is_no_text(tmp_path: Path) -> None:

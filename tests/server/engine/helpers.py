@@ -19,7 +19,7 @@ from server.engine.costs import CostCurve
 from server.engine.engine import Engine
 from server.engine.limits import EngineLimits
 from server.engine.requests import GenerateJob, Lease, Piece, Sampling, ScoreJob, Stop
-from server.engine.results import TERMINAL, Drawn, Event, Scored
+from server.engine.results import TERMINAL, Drawn, Event, Generated, Scored
 from server.engine.solve import Solve
 
 TIGHT = Solve(tol=1e-7, max_nfe=200)
@@ -69,27 +69,27 @@ def reference(
     return found
 
 
+MODEL = small_model().eval()
+"""The model of most tests."""
+TEXT = tuple(torch.randint(0, 40, (29,), generator=torch.Generator().manual_seed(1)).tolist())
+"""Words of it."""
+
+
 def logprobs(event: Event) -> list[float]:
     """Of the tokens of a score."""
     assert isinstance(event, Scored), event
     return [token.logprob for token in event.tokens]
 
 
+def generated(event: Event) -> Generated:
+    """The event as the end of a generation."""
+    assert isinstance(event, Generated), event
+    return event
+
+
 def drawn_ids(events: list[Event]) -> list[int]:
     """Ids of the tokens drawn."""
     return [event.token.token_id for event in events if isinstance(event, Drawn)]
-
-
-class Gate:
-    """A sink that holds the engine's thread at the first event until it is opened."""
-
-    def __init__(self) -> None:
-        self.reached, self.open = threading.Event(), threading.Event()
-
-    def __call__(self, event: Event) -> None:
-        """Holds the thread."""
-        self.reached.set()
-        assert self.open.wait(60)
 
 
 class PlainText:
@@ -143,6 +143,28 @@ class Caller:
     def result(self, job_id: str) -> Event:
         """The terminal event of a job."""
         return self.events(job_id)[-1]
+
+    def scored(self, job_id: str) -> Scored:
+        """The answer of a score."""
+        event = self.result(job_id)
+        assert isinstance(event, Scored), event
+        return event
+
+    @contextmanager
+    def held(self, owner: str = "") -> Iterator[None]:
+        """Holds the engine: jobs submitted inside begin in one turn, as far as there is room."""
+        reached, opened = threading.Event(), threading.Event()
+
+        def gate(event: Event) -> None:
+            reached.set()
+            assert opened.wait(60)
+
+        self.score((1,), sink=gate, owner=owner)
+        assert reached.wait(60)
+        try:
+            yield
+        finally:
+            opened.set()
 
     @contextmanager
     def session(self, owner: str = "") -> Iterator[Lease]:

@@ -15,9 +15,7 @@ from server.engine.observer import Unobserved
 from server.engine.requests import ScoreJob
 from server.engine.results import Failed, Scored
 from server.engine.work import Work
-from tests.server.engine.helpers import Gate, running_engine, small_model
-
-MODEL = small_model().eval()
+from tests.server.engine.helpers import MODEL, running_engine
 
 
 class Counting(Unobserved):
@@ -148,13 +146,11 @@ def test_one_owner_leaves_places_to_others(total: int) -> None:
 
 
 def test_all_that_wait_join_the_next_call() -> None:
-    gate, seen = Gate(), Counting()
+    seen = Counting()
     with running_engine(MODEL) as caller:
-        caller.score((1,), sink=gate)
-        assert gate.reached.wait(60)
-        caller.engine._runner.observer = seen
-        jobs = [caller.score((i, i), owner=str(i)) for i in range(4)]
-        gate.open.set()
+        with caller.held():
+            caller.engine._runner.observer = seen
+            jobs = [caller.score((i, i), owner=str(i)) for i in range(4)]
         for job in jobs:
             caller.result(job)
     assert seen.sequences[0] == 4
@@ -162,31 +158,23 @@ def test_all_that_wait_join_the_next_call() -> None:
 
 def test_jobs_with_candidates_never_outgrow_the_slots() -> None:
     limits = EngineLimits(max_batch_tokens=4, max_running=1, window=2, max_sessions=1)
-    gate = Gate()
     with running_engine(MODEL, limits) as caller:
-        caller.score((1,), sink=gate)
-        assert gate.reached.wait(60)
-        jobs = [caller.score((i,), candidates=((1,), (2,), (3,))) for i in range(6)]
-        gate.open.set()
+        with caller.held():
+            jobs = [caller.score((i,), candidates=((1,), (2,), (3,))) for i in range(6)]
         assert all(isinstance(caller.result(job), Scored) for job in jobs)
 
 
 @pytest.mark.parametrize("max_running", [1, 2])
 def test_neither_jobs_nor_candidates_starve(max_running: int) -> None:
     limits = EngineLimits(max_batch_tokens=8, max_running=max_running, window=2)
-    gate, order = Gate(), queue.SimpleQueue[str]()
+    order = queue.SimpleQueue[str]()
     with running_engine(MODEL, limits) as caller:
-        caller.score((1,), sink=gate)
-        assert gate.reached.wait(60)
-        many = caller.score((1,), candidates=((1, 2),) * 20, sink=lambda _: order.put("many"))
-        few = caller.score((1,), candidates=((1, 2),) * 3, sink=lambda _: order.put("few"))
-        for _ in range(40):
-            last = caller.score((1,), sink=lambda _: order.put("plain"))
-        gate.open.set()
+        with caller.held():
+            caller.score((1,), candidates=((1, 2),) * 20, sink=lambda _: order.put("many"))
+            caller.score((1,), candidates=((1, 2),) * 3, sink=lambda _: order.put("few"))
+            for _ in range(40):
+                caller.score((1,), sink=lambda _: order.put("plain"))
         ended = [order.get(timeout=60) for _ in range(42)]
-    assert many
-    assert few
-    assert last
     assert ended.index("many") < 30, "candidates wait for as long as there are other jobs"
     if max_running > 1:
         assert ended.index("plain") < ended.index("many"), "jobs wait for all candidates"

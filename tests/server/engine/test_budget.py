@@ -4,47 +4,29 @@ import time
 from dataclasses import replace
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.engine.limits import EngineLimits
 from server.engine.requests import Sampling, Stop
-from server.engine.results import Drawn, Event, Generated, PromptSolved, Scored
+from server.engine.results import Drawn, Generated, PromptSolved, Scored
 from server.engine.solve import Solve
 from tests.server.engine.helpers import (
+    MODEL,
     NEAR,
+    TEXT,
     TIGHT,
     Caller,
-    Gate,
     drawn_ids,
+    generated,
     logprobs,
     reference,
     running_engine,
-    small_model,
 )
 
-MODEL = small_model().eval()
-TEXT = tuple(torch.randint(0, 40, (29,), generator=torch.Generator().manual_seed(1)).tolist())
 EXPECTED = reference(MODEL, TEXT)
 ENDLESS = Solve(tol=1e-30, max_nfe=100_000)
 GREEDY = Sampling(temperature=0)
-
-
-@pytest.fixture(scope="module")
-def caller() -> Caller:
-    with running_engine(MODEL) as running:
-        yield running
-
-
-def scored(event: Event) -> Scored:
-    assert isinstance(event, Scored), event
-    return event
-
-
-def generated(event: Event) -> Generated:
-    assert isinstance(event, Generated), event
-    return event
 
 
 @settings(max_examples=20, deadline=None)
@@ -55,7 +37,7 @@ def test_a_score_takes_no_more_calls_than_it_may(
     solve = replace(TIGHT, policy="error" if error else "best_effort")
     with caller.session() as lease:
         held = lease if own else None
-        event = scored(caller.result(caller.score(TEXT, lease=held, max_calls=calls, solve=solve)))
+        event = caller.scored(caller.score(TEXT, lease=held, max_calls=calls, solve=solve))
         assert event.stats.nfe_total <= calls
         assert [token.token_id for token in event.tokens] == list(TEXT[: len(event.tokens)])
         exact = [token for token in event.tokens if token.solved.status == "converged"]
@@ -72,12 +54,12 @@ def test_a_score_takes_no_more_calls_than_it_may(
             assert view.position == view.totals.scored_tokens == event.position
             assert view.totals.logprob_sum == pytest.approx(sum(logprobs(event)))
             assert view.last_token == (TEXT[event.position - 1] if event.position else None)
-            rest = scored(caller.result(caller.score(TEXT[event.position :], lease=lease)))
+            rest = caller.scored(caller.score(TEXT[event.position :], lease=lease))
             assert (rest.position, len(rest.tokens)) == (29, 29 - event.position)
 
 
 def test_one_call_of_a_score_accepts_its_whole_window(caller: Caller) -> None:
-    event = scored(caller.result(caller.score(TEXT, max_calls=1)))
+    event = caller.scored(caller.score(TEXT, max_calls=1))
     # A window of 5: <eos> and four tokens; the last of them predicts a fifth.
     assert (event.stats.nfe_total, event.stats.solved_tokens, len(event.tokens)) == (1, 5, 5)
     assert event.stats.status == "max_nfe"
@@ -90,7 +72,7 @@ def test_a_session_that_was_cut_short_goes_on_from_exact_states(caller: Caller) 
     with caller.session() as lease:
         while len(found) < len(TEXT):
             job = caller.score(TEXT[len(found) :], lease=lease, max_calls=25, solve=strict)
-            event = scored(caller.result(job))
+            event = caller.scored(job)
             found += logprobs(event)
             assert event.position == len(found)
     assert found == pytest.approx(EXPECTED, abs=NEAR)
@@ -101,7 +83,7 @@ def test_time_that_is_over_before_the_start_gives_an_empty_answer(caller: Caller
     with caller.session() as lease:
         caller.result(caller.score(TEXT[:3], lease=lease))
         before = caller.engine.sessions.view(lease)
-        event = scored(caller.result(caller.score(TEXT, lease=lease, answer_by=past)))
+        event = caller.scored(caller.score(TEXT, lease=lease, answer_by=past))
         assert (event.tokens, event.stopped, event.stats.nfe_total) == ((), "time", 0)
         assert event.position == 3
         events = caller.events(caller.generate(TEXT, 5, lease=lease, answer_by=past))
@@ -112,7 +94,7 @@ def test_time_that_is_over_before_the_start_gives_an_empty_answer(caller: Caller
         assert before is not None
         assert after is not None
         assert (before.position, before.totals) == (after.position, after.totals)
-    alone = scored(caller.result(caller.score((), candidates=((1,), (2,)), answer_by=past)))
+    alone = caller.scored(caller.score((), candidates=((1,), (2,)), answer_by=past))
     assert (alone.candidates, alone.cut) == (((), ()), {0, 1})
 
 
@@ -120,7 +102,7 @@ def test_time_ends_what_would_never_end(caller: Caller) -> None:
     begun = time.monotonic()
     with caller.session() as lease:
         job = caller.score(TEXT, lease=lease, solve=ENDLESS, answer_by=begun + 0.2)
-        event = scored(caller.result(job))
+        event = caller.scored(job)
         assert time.monotonic() - begun < 10
         assert event.stopped == "time"
         assert 1 <= event.position == len(event.tokens) <= 5
@@ -141,7 +123,7 @@ def test_a_job_that_waits_is_answered_in_time() -> None:
         stop = Stop(max_tokens=1_000_000, eos_id=None)
         busy = caller.generate((), 1, stop=stop)
         caller.open[busy].get(timeout=60)
-        event = scored(caller.result(caller.score(TEXT, answer_by=time.monotonic() + 0.1)))
+        event = caller.scored(caller.score(TEXT, answer_by=time.monotonic() + 0.1))
         assert (event.tokens, event.stopped) == ((), "time")
         assert event.times.queue_s > 0.09
         caller.engine.cancel(busy)
@@ -176,11 +158,11 @@ def test_a_generation_takes_no_more_calls_than_it_may(
 
 def test_candidates_that_are_done_are_whole(caller: Caller) -> None:
     candidates = ((1, 2), TEXT, (3,), *(((4,) * 20,) * 8))
-    whole = scored(caller.result(caller.score((), candidates=((1, 2),))))
+    whole = caller.scored(caller.score((), candidates=((1, 2),)))
     calls = whole.stats.nfe_total + 2
     with caller.session() as lease:
         job = caller.score((), candidates=candidates, max_calls=calls, lease=lease)
-        event = scored(caller.result(job))
+        event = caller.scored(job)
     assert event.stopped == "calls"
     assert event.stats.nfe_total <= calls
     assert 0 not in event.cut
@@ -194,7 +176,7 @@ def test_candidates_that_are_done_are_whole(caller: Caller) -> None:
 
 
 def test_a_prefix_that_is_cut_leaves_no_time_for_candidates(caller: Caller) -> None:
-    event = scored(caller.result(caller.score(TEXT, candidates=((1,), (2,)), max_calls=3)))
+    event = caller.scored(caller.score(TEXT, candidates=((1,), (2,)), max_calls=3))
     assert event.stopped == "calls"
     assert (event.candidates, event.cut) == (((), ()), {0, 1})
     assert 0 < len(event.tokens) < len(TEXT)
@@ -206,13 +188,10 @@ class TestOverload:
     )
 
     def results(self, caller: Caller, *solves: Solve, **options: object) -> list[Scored]:
-        """Scores the text with each of these, all but the first while it waits for the gate."""
-        gate = Gate()
-        caller.score((1,), sink=gate)
-        assert gate.reached.wait(60)
-        jobs = [caller.score(TEXT, solve=solve, **options) for solve in solves]
-        gate.open.set()
-        return [scored(caller.result(job)) for job in jobs]
+        """Scores the text with each of these, all of which wait together at first."""
+        with caller.held():
+            jobs = [caller.score(TEXT, solve=solve, **options) for solve in solves]
+        return [caller.scored(job) for job in jobs]
 
     def test_tokens_are_loosened_while_enough_jobs_wait(self) -> None:
         with running_engine(MODEL, self.LIMITS) as caller:
@@ -245,12 +224,9 @@ class TestOverload:
 
     def test_a_session_remembers_how_its_last_token_was_solved(self) -> None:
         with running_engine(MODEL, self.LIMITS) as caller, caller.session() as lease:
-            gate = Gate()
-            caller.score((1,), sink=gate)
-            assert gate.reached.wait(60)
-            jobs = [caller.score(TEXT, lease=lease), *(caller.score((1,)) for _ in range(3))]
-            gate.open.set()
+            with caller.held():
+                jobs = [caller.score(TEXT, lease=lease), *(caller.score((1,)) for _ in range(3))]
             for job in jobs:
                 caller.result(job)
-            event = scored(caller.result(caller.score((3, 4), lease=lease)))
+            event = caller.scored(caller.score((3, 4), lease=lease))
         assert [token.solved.status for token in event.tokens] == ["loosened", "converged"]

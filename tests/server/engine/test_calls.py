@@ -13,11 +13,16 @@ from server.engine.costs import CostCurve
 from server.engine.limits import EngineLimits
 from server.engine.observer import Unobserved
 from server.engine.requests import Stop
-from server.engine.results import Generated, PromptSolved, Scored
+from server.engine.results import Generated, PromptSolved
 from server.engine.scheduler import STREAM_SLOWDOWN
-from tests.server.engine.helpers import NEAR, logprobs, reference, running_engine, small_model
+from tests.server.engine.helpers import (
+    MODEL,
+    NEAR,
+    logprobs,
+    reference,
+    running_engine,
+)
 
-MODEL = small_model().eval()
 TEXT = tuple(torch.randint(0, 40, (60,), generator=torch.Generator().manual_seed(1)).tolist())
 PROPORTIONAL = CostCurve.measured([(1, 1e-3)])
 RISING = CostCurve.measured([(1, 1e-3), (24, 3e-3)])
@@ -88,8 +93,7 @@ def test_long_scoring_beside_a_stream_gets_what_the_stream_bears() -> None:
         caller.engine._runner.observer = seen = Rows()
         assert seen.some.wait(60)
         assert set(seen.calls[2:]) == {(2, 2)}
-        new = caller.result(caller.score((1, 2, 3), owner="new"))
-        assert isinstance(new, Scored)
+        caller.scored(caller.score((1, 2, 3), owner="new"))
         for job in (stream, long):
             caller.engine.cancel(job)
             caller.result(job)

@@ -25,7 +25,9 @@ from server.engine.results import Event, Failed, PromptSolved, Scored
 from server.engine.solve import Solve
 from tests.deq_model.golden import load_golden
 from tests.server.engine.helpers import (
+    MODEL,
     NEAR,
+    TEXT,
     TIGHT,
     Caller,
     logprobs,
@@ -34,19 +36,10 @@ from tests.server.engine.helpers import (
     small_model,
 )
 
-MODEL = small_model().eval()
-TEXT = tuple(torch.randint(0, 40, (29,), generator=torch.Generator().manual_seed(1)).tolist())
-
 
 def error_of(event: Event) -> EngineError:
     assert isinstance(event, Failed), event
     return event.error
-
-
-@pytest.fixture(scope="module")
-def caller() -> Caller:
-    with running_engine(MODEL) as running:
-        yield running
 
 
 @pytest.mark.parametrize("name", ["post_ln", "flat_vocab"])
@@ -71,8 +64,7 @@ def test_cutting_a_text_into_calls_changes_nothing(caller: Caller, cuts: set[int
     found: list[float] = []
     with caller.session() as lease:
         for begin, end in itertools.pairwise(edges):
-            event = caller.result(caller.score(TEXT[begin:end], lease=lease))
-            assert isinstance(event, Scored)
+            event = caller.scored(caller.score(TEXT[begin:end], lease=lease))
             assert event.position == end
             assert event.session is not None
             assert event.session.totals.scored_tokens == end
@@ -108,8 +100,7 @@ def test_candidates_are_scored_after_the_session_and_change_nothing(caller: Call
         caller.result(caller.score(prefix, lease=lease))
         before = caller.engine.sessions.view(lease)
         for own in ((), common):
-            event = caller.result(caller.score(own, lease=lease, candidates=candidates))
-            assert isinstance(event, Scored)
+            event = caller.scored(caller.score(own, lease=lease, candidates=candidates))
             assert event.position == len(prefix)
             for candidate, tokens in zip(candidates, event.candidates, strict=True):
                 whole = reference(MODEL, (*prefix, *own, *candidate))
@@ -122,8 +113,7 @@ def test_candidates_are_scored_after_the_session_and_change_nothing(caller: Call
 
 
 def test_candidates_without_a_session(caller: Caller) -> None:
-    event = caller.result(caller.score((), candidates=((7, 8), (9,))))
-    assert isinstance(event, Scored)
+    event = caller.scored(caller.score((), candidates=((7, 8), (9,))))
     assert [t.logprob for t in event.candidates[0]] == pytest.approx(
         reference(MODEL, (7, 8)), abs=NEAR
     )
@@ -133,8 +123,7 @@ def test_candidates_without_a_session(caller: Caller) -> None:
 
 
 def test_alternatives_are_the_likeliest_words(caller: Caller) -> None:
-    event = caller.result(caller.score(TEXT, top_k=40))
-    assert isinstance(event, Scored)
+    event = caller.scored(caller.score(TEXT, top_k=40))
     for token in event.tokens:
         assert len(token.alternatives) == 40
         values = [value for _, value in token.alternatives]
@@ -143,8 +132,7 @@ def test_alternatives_are_the_likeliest_words(caller: Caller) -> None:
 
 
 def test_figures_of_the_solver_add_up(caller: Caller) -> None:
-    event = caller.result(caller.score(TEXT))
-    assert isinstance(event, Scored)
+    event = caller.scored(caller.score(TEXT))
     stats = event.stats
     assert stats.solved_tokens == len(TEXT)  # <eos> is one more, the last token one less
     assert stats.token_evaluations >= 2 * stats.solved_tokens
@@ -158,14 +146,12 @@ def test_figures_of_the_solver_add_up(caller: Caller) -> None:
 
 
 def test_budget_is_kept_and_reported(caller: Caller) -> None:
-    event = caller.result(caller.score(TEXT, solve=Solve(tol=1e-12, max_nfe=3)))
-    assert isinstance(event, Scored)
+    event = caller.scored(caller.score(TEXT, solve=Solve(tol=1e-12, max_nfe=3)))
     assert event.stats.max_nfe_tokens == len(TEXT)
     assert event.stats.status == "max_nfe"
     assert all(token.solved.nfe <= 3 for token in event.tokens)
     assert all(token.solved.status == "max_nfe" for token in event.tokens)
-    one = caller.result(caller.score(TEXT, solve=Solve(tol=1e-12, max_nfe=1)))
-    assert isinstance(one, Scored)
+    one = caller.scored(caller.score(TEXT, solve=Solve(tol=1e-12, max_nfe=1)))
     assert one.stats.token_evaluations == len(TEXT)
 
 
@@ -173,16 +159,14 @@ def test_what_nothing_follows_is_not_solved(caller: Caller) -> None:
     with caller.session() as lease:
         caller.result(caller.score(TEXT[:5], lease=lease))
         candidates = tuple((i,) for i in range(9))
-        event = caller.result(caller.score((), candidates=candidates, lease=lease))
-        assert isinstance(event, Scored)
+        event = caller.scored(caller.score((), candidates=candidates, lease=lease))
         assert (event.stats.solved_tokens, event.stats.nfe_total) == (0, 0)
         for candidate, tokens in zip(candidates, event.candidates, strict=True):
             expected = reference(MODEL, (*TEXT[:5], *candidate))[-1:]
             assert [token.logprob for token in tokens] == pytest.approx(expected, abs=NEAR)
         strict = Solve(tol=1e-12, max_nfe=1, policy="error")
         assert isinstance(caller.result(caller.score((), candidates=((1,), (2,)))), Scored)
-        event = caller.result(caller.score((), candidates=((1,),), lease=lease, solve=strict))
-        assert isinstance(event, Scored)
+        event = caller.scored(caller.score((), candidates=((1,),), lease=lease, solve=strict))
 
 
 def test_error_policy_leaves_the_session_as_it_was(caller: Caller) -> None:
@@ -207,8 +191,7 @@ def test_nonfinite_states_stay_with_their_request() -> None:
         solve = Solve(tol=1e-7, max_nfe=60)
         bad = caller.score((1, 7, 2), solve=solve)
         good = [caller.score((3, 4, i), solve=solve) for i in range(3)]
-        event = caller.result(bad)
-        assert isinstance(event, Scored)
+        event = caller.scored(bad)
         assert event.stats.status == "nonfinite"
         assert event.stats.nonfinite_tokens >= 1
         for i, job in enumerate(good):

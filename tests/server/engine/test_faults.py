@@ -9,9 +9,7 @@ from torch import Tensor
 from server.engine.errors import EngineFailed
 from server.engine.requests import Piece, Stop
 from server.engine.results import Event, Failed, Generated, Scored
-from tests.server.engine.helpers import PlainText, running_engine, small_model
-
-MODEL = small_model().eval()
+from tests.server.engine.helpers import MODEL, PlainText, running_engine, small_model
 
 
 class Broken(PlainText):

@@ -1,39 +1,28 @@
 """Generation by the engine: what is drawn, why it ends, what it leaves in a session."""
 
 import pytest
-import torch
 
 from server.engine.requests import Sampling, Stop
-from server.engine.results import Generated, PromptSolved, Scored
+from server.engine.results import PromptSolved
 from tests.server.engine.helpers import (
+    MODEL,
     NEAR,
+    TEXT,
     Caller,
     drawn_ids,
+    generated,
     logprobs,
     reference,
-    running_engine,
-    small_model,
 )
-
-MODEL = small_model().eval()
-TEXT = tuple(torch.randint(0, 40, (29,), generator=torch.Generator().manual_seed(1)).tolist())
-
-
-@pytest.fixture(scope="module")
-def caller() -> Caller:
-    with running_engine(MODEL) as running:
-        yield running
 
 
 def test_greedy_generation_follows_the_likeliest_word(caller: Caller) -> None:
     events = caller.events(caller.generate(TEXT[:4], 12, sampling=Sampling(temperature=0)))
     assert isinstance(events[0], PromptSolved)
     assert events[0].totals.logprob_sum == pytest.approx(sum(reference(MODEL, TEXT[:4])), abs=NEAR)
-    final = events[-1]
-    assert isinstance(final, Generated)
+    final = generated(events[-1])
     assert (final.reason, final.totals.scored_tokens, len(drawn_ids(events))) == ("length", 12, 12)
-    again = caller.result(caller.score((*TEXT[:4], *drawn_ids(events)), top_k=1))
-    assert isinstance(again, Scored)
+    again = caller.scored(caller.score((*TEXT[:4], *drawn_ids(events)), top_k=1))
     assert [t.alternatives[0][0] for t in again.tokens[4:]] == drawn_ids(events)
     assert final.totals.logprob_sum == pytest.approx(sum(logprobs(again)[4:]), abs=NEAR)
 
@@ -56,8 +45,7 @@ def test_a_generation_is_committed_whole(caller: Caller) -> None:
         caller.result(caller.score(TEXT[:5], lease=lease))
         events = caller.events(caller.generate((7,), 6, lease=lease))
         tokens = drawn_ids(events)
-        final = events[-1]
-        assert isinstance(final, Generated)
+        final = generated(events[-1])
         assert final.position == 5 + 1 + 6
         assert final.session is not None
         assert final.session.last_token == tokens[-1]
@@ -74,14 +62,12 @@ def test_endings(caller: Caller) -> None:
     first = drawn_ids(caller.events(caller.generate((), 4, sampling=greedy)))
     stop = Stop(max_tokens=10, stop_ids=frozenset({first[1]}))
     events = caller.events(caller.generate((), 0, sampling=greedy, stop=stop))
-    final = events[-1]
-    assert isinstance(final, Generated)
+    final = generated(events[-1])
     assert (final.reason, final.stop_id) == ("stop_id", first[1])
     at = first.index(first[1])
     assert drawn_ids(events) == first[: at + 1]
     late = Stop(max_tokens=10, min_tokens=4, stop_ids=frozenset(range(39)))
-    final = caller.result(caller.generate((), 0, sampling=greedy, stop=late))
-    assert isinstance(final, Generated)
+    final = generated(caller.result(caller.generate((), 0, sampling=greedy, stop=late)))
     assert final.totals.scored_tokens > 4
 
 

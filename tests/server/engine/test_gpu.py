@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from server.engine.requests import Sampling
-from server.engine.results import Scored
 from tests.server.engine.helpers import drawn_ids, running_engine, small_model
 
 pytestmark = [
@@ -20,8 +19,7 @@ def test_gpu_and_cpu_agree(dtype: torch.dtype) -> None:
     results = []
     for device in ("cpu", "cuda"):
         with running_engine(model.to(dtype), dtype=dtype, device=device) as caller:
-            event = caller.result(caller.score(TEXT))
-            assert isinstance(event, Scored)
+            event = caller.scored(caller.score(TEXT))
             results.append([token.logprob for token in event.tokens])
     assert results[0] == pytest.approx(results[1], abs=1e-3)
 

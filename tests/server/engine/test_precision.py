@@ -7,16 +7,16 @@ from hypothesis import strategies as st
 
 from deq_model.block import BlockFunction
 from deq_model.feed_forward import Int8FeedForward, has_int8
+from deq_model.model import DEQLanguageModel
 from server.engine.batch import Accepted, Batch
 from server.engine.costs import CostCurve
 from server.engine.limits import EngineLimits
 from server.engine.precision import SWITCH, Costs, rough_rows, switch_residual
 from server.engine.requests import Sampling
-from server.engine.results import Scored
 from server.engine.scheduler import Scheduler, Sequence
 from server.engine.slab import Slab
 from server.engine.solve import Solve
-from tests.server.engine.helpers import drawn_ids, running_engine, small_model
+from tests.server.engine.helpers import drawn_ids, logprobs, running_engine, small_model
 
 needs_int8 = pytest.mark.skipif(not has_int8("cpu"), reason="this CPU has no 8-bit products")
 CHEAP = Costs(
@@ -25,7 +25,7 @@ CHEAP = Costs(
 TOKENS = (3, 1, 30, 12, 39, 5, 5, 20, 33, 2, 8, 17)
 
 
-def wide_model(seed: int):  # type: ignore[no-untyped-def]
+def wide_model(seed: int) -> DEQLanguageModel:
     """Wide enough for the roundings of 8 bits to average out."""
     return small_model(seed=seed, d_model=32, n_head=4, d_head=8, d_inner=256).float().eval()
 
@@ -61,7 +61,7 @@ class Counted(Int8FeedForward):
         return super().__call__(x)
 
 
-def solved(model, *, rough: bool, solve: Solve):  # type: ignore[no-untyped-def]
+def solved(model: DEQLanguageModel, *, rough: bool, solve: Solve) -> tuple[list[Accepted], int]:
     """Accepted tokens of ``TOKENS``, and how often the rough feed-forward was called."""
     slab = Slab(
         model.config, rows=1, slots=0, window=4, device=torch.device("cpu"), dtype=torch.float32
@@ -118,10 +118,10 @@ def test_an_engine_that_has_measured_its_calls_answers_the_same() -> None:
         with running_engine(
             model, limits, dtype=torch.float32, early_int8=early, measured=early
         ) as caller:
-            event = caller.result(caller.score(TOKENS, solve=Solve(tol=1e-5, max_nfe=200)))
-            assert isinstance(event, Scored)
+            score = caller.score(TOKENS, solve=Solve(tol=1e-5, max_nfe=200))
+            found = logprobs(caller.result(score))
             job = caller.generate((1, 2), 8, sampling=Sampling(seed=5))
-            answers.append(([t.logprob for t in event.tokens], drawn_ids(caller.events(job))))
+            answers.append((found, drawn_ids(caller.events(job))))
     assert answers[0][0] == pytest.approx(answers[1][0], abs=1e-3)
     assert answers[0][1] == answers[1][1]
 
@@ -135,10 +135,7 @@ def test_measured_costs_cover_whole_calls_and_leave_no_trace() -> None:
         assert costs.rows[0] == 1
         assert costs.rows[-1] == 20, "four windows of five rows"
         assert all(0 < seconds < 60 for seconds in costs.times)
-        measured = caller.result(caller.score(TOKENS))
+        measured = logprobs(caller.result(caller.score(TOKENS)))
     with running_engine(model, limits) as caller:
-        plain = caller.result(caller.score(TOKENS))
-    assert isinstance(measured, Scored)
-    assert isinstance(plain, Scored)
-    ours, theirs = ([t.logprob for t in event.tokens] for event in (measured, plain))
-    assert ours == pytest.approx(theirs, abs=1e-5)
+        plain = logprobs(caller.result(caller.score(TOKENS)))
+    assert measured == pytest.approx(plain, abs=1e-5)

@@ -5,29 +5,26 @@ import time
 from dataclasses import replace
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.engine import sharing
 from server.engine.limits import EngineLimits
 from server.engine.requests import Sampling, Stop
-from server.engine.results import Event, Failed, Generated, Scored
+from server.engine.results import Failed, Generated
 from server.engine.solve import Solve
 from tests.server.engine.helpers import (
+    MODEL,
     NEAR,
+    TEXT,
     TIGHT,
     Caller,
-    Gate,
     drawn_ids,
     logprobs,
     reference,
     running_engine,
-    small_model,
 )
 
-MODEL = small_model().eval()
-TEXT = tuple(torch.randint(0, 40, (29,), generator=torch.Generator().manual_seed(1)).tolist())
 OTHER = tuple((token + 1) % 40 for token in TEXT)
 LIMITS = EngineLimits(max_batch_tokens=24, max_running=4, window=5, prefix_cache=200)
 
@@ -38,25 +35,10 @@ def caller() -> Caller:
         yield running
 
 
-def scored(event: Event) -> Scored:
-    assert isinstance(event, Scored), event
-    return event
-
-
-def behind_a_gate(caller: Caller, *begin: object) -> list[str]:
-    """Submits jobs so that all of them begin in the same turn."""
-    gate = Gate()
-    caller.score((1,), sink=gate, owner="gate")
-    assert gate.reached.wait(60)
-    jobs = [submit() for submit in begin]  # type: ignore[operator]
-    gate.open.set()
-    return jobs
-
-
 def test_the_same_text_again_takes_no_call(caller: Caller) -> None:
     before = caller.engine.snapshot().prefix_tokens
-    first = scored(caller.result(caller.score(TEXT, top_k=3)))
-    again = scored(caller.result(caller.score(TEXT, top_k=3)))
+    first = caller.scored(caller.score(TEXT, top_k=3))
+    again = caller.scored(caller.score(TEXT, top_k=3))
     assert (first.stats.shared_tokens, first.stats.solved_tokens) == (0, 29)
     assert (again.stats.shared_tokens, again.stats.solved_tokens) == (29, 0)
     assert (again.stats.nfe_total, again.stats.token_evaluations) == (0, 0)
@@ -87,15 +69,16 @@ def test_sharing_changes_no_logprob(lasting: Caller, data: st.DataObject) -> Non
         if data.draw(st.booleans()):
             lasting.open[jobs[-1]].put(lasting.result(jobs[-1]))
     for text, job in zip(texts, jobs, strict=True):
-        event = scored(lasting.result(job))
+        event = lasting.scored(job)
         assert logprobs(event) == pytest.approx(reference(MODEL, text), abs=NEAR)
         assert event.stats.shared_tokens + event.stats.solved_tokens == len(text)
 
 
 def test_prompts_at_once_are_solved_once(caller: Caller) -> None:
     texts = [(*TEXT[:20], i, i) for i in range(4)]
-    jobs = behind_a_gate(caller, *[lambda text=text: caller.score(text) for text in texts])
-    events = [scored(caller.result(job)) for job in jobs]
+    with caller.held(owner="gate"):
+        jobs = [caller.score(text) for text in texts]
+    events = [caller.scored(job) for job in jobs]
     for text, event in zip(texts, events, strict=True):
         assert logprobs(event) == pytest.approx(reference(MODEL, text), abs=NEAR)
     assert sorted(event.stats.shared_tokens for event in events) == [0, 21, 21, 21]
@@ -104,11 +87,10 @@ def test_prompts_at_once_are_solved_once(caller: Caller) -> None:
 
 def test_generations_with_one_prompt(caller: Caller) -> None:
     stop = Stop(max_tokens=5, eos_id=None)
-
-    def begin(seed: int) -> str:
-        return caller.generate(TEXT, 5, sampling=Sampling(seed=seed), stop=stop)
-
-    jobs = behind_a_gate(caller, *[lambda seed=seed: begin(seed) for seed in range(4)])
+    with caller.held(owner="gate"):
+        jobs = [
+            caller.generate(TEXT, 5, sampling=Sampling(seed=seed), stop=stop) for seed in range(4)
+        ]
     together = [caller.events(job) for job in jobs]
     finals = [events[-1] for events in together]
     assert all(isinstance(final, Generated) for final in finals)
@@ -126,7 +108,7 @@ def test_a_next_turn_finds_prompt_and_answer(caller: Caller) -> None:
     with caller.session() as lease:
         events = caller.events(caller.generate(TEXT, 6, stop=stop, lease=lease))
     turn = (*TEXT, *drawn_ids(events), 7, 8)
-    event = scored(caller.result(caller.score(turn)))
+    event = caller.scored(caller.score(turn))
     assert event.stats.shared_tokens == 1 + len(TEXT) + 6
     assert logprobs(event) == pytest.approx(reference(MODEL, turn), abs=NEAR)
 
@@ -136,7 +118,7 @@ def test_a_session_may_begin_with_what_others_solved(caller: Caller) -> None:
     found: list[float] = []
     with caller.session() as lease:
         for begin, end in ((0, 20), (20, 24), (24, 29)):
-            event = scored(caller.result(caller.score(TEXT[begin:end], lease=lease)))
+            event = caller.scored(caller.score(TEXT[begin:end], lease=lease))
             found += logprobs(event)
             assert event.position == end
         assert event.stats.shared_tokens == 0, "what a session goes on with is its own"
@@ -151,7 +133,7 @@ def test_candidates_share_among_themselves(caller: Caller) -> None:
         with caller.session() as lease:
             caller.result(caller.score(OTHER[:8], lease=lease))
             job = caller.score(own, candidates=candidates, lease=lease)
-            event = scored(caller.result(job))
+            event = caller.scored(job)
             for candidate, tokens in zip(candidates, event.candidates, strict=True):
                 whole = reference(MODEL, (*OTHER[:8], *own, *candidate))
                 found = [token.logprob for token in tokens]
@@ -164,16 +146,16 @@ def test_candidates_share_among_themselves(caller: Caller) -> None:
 
 def test_owners_do_not_learn_from_each_other(caller: Caller) -> None:
     caller.result(caller.score(TEXT, owner="ann"))
-    assert scored(caller.result(caller.score(TEXT, owner="bob"))).stats.shared_tokens == 0
-    assert scored(caller.result(caller.score(TEXT, owner="ann"))).stats.shared_tokens == 29
+    assert caller.scored(caller.score(TEXT, owner="bob")).stats.shared_tokens == 0
+    assert caller.scored(caller.score(TEXT, owner="ann")).stats.shared_tokens == 29
 
 
 def test_a_looser_solution_is_not_used(caller: Caller) -> None:
     caller.result(caller.score(TEXT, solve=Solve(tol=0.1, max_nfe=100)))
-    event = scored(caller.result(caller.score(TEXT)))
+    event = caller.scored(caller.score(TEXT))
     assert event.stats.shared_tokens == 0
     assert logprobs(event) == pytest.approx(reference(MODEL, TEXT), abs=NEAR)
-    loose = scored(caller.result(caller.score(TEXT, solve=Solve(tol=0.01, max_nfe=100))))
+    loose = caller.scored(caller.score(TEXT, solve=Solve(tol=0.01, max_nfe=100)))
     assert loose.stats.shared_tokens == 29, "a tighter one is"
     assert all(token.solved.status == "converged" for token in loose.tokens)
 
@@ -182,7 +164,7 @@ def test_the_cache_is_off_by_default() -> None:
     with running_engine(MODEL) as caller:
         jobs = [caller.score(TEXT) for _ in range(2)]
         for job in [*jobs, caller.score(TEXT)]:
-            assert scored(caller.result(job)).stats.shared_tokens == 0
+            assert caller.scored(job).stats.shared_tokens == 0
         assert caller.engine.snapshot().prefix_tokens == 0
 
 
@@ -190,7 +172,7 @@ def test_long_texts_are_shared_as_far_as_there_is_room() -> None:
     limits = replace(LIMITS, prefix_cache=40)
     with running_engine(MODEL, limits) as caller:
         caller.result(caller.score(TEXT))
-        event = scored(caller.result(caller.score(TEXT)))
+        event = caller.scored(caller.score(TEXT))
         assert event.stats.shared_tokens == 10
         assert logprobs(event) == pytest.approx(reference(MODEL, TEXT), abs=NEAR)
         for token in range(30):
@@ -204,7 +186,7 @@ def test_large_prefixes_are_taken_over_in_portions(monkeypatch: pytest.MonkeyPat
         caller.result(caller.score(TEXT))
         jobs = [caller.score((*TEXT, i)) for i in range(3)]
         for i, job in enumerate(jobs):
-            event = scored(caller.result(job))
+            event = caller.scored(job)
             assert event.stats.shared_tokens == 29
             assert logprobs(event) == pytest.approx(reference(MODEL, (*TEXT, i)), abs=NEAR)
 
@@ -223,7 +205,7 @@ class TestWaiting:
     def test_nobody_waits_for_ever(self, caller: Caller) -> None:
         leader = self.stuck(caller)
         follower = caller.score(TEXT, solve=replace(self.STUCK, max_nfe=3))
-        event = scored(caller.result(follower))
+        event = caller.scored(follower)
         assert event.stats.shared_tokens < 30
         assert len(event.tokens) == len(TEXT)
         caller.engine.cancel(leader)
@@ -241,18 +223,16 @@ class TestWaiting:
     def test_who_waits_is_answered_in_time(self, caller: Caller) -> None:
         leader = self.stuck(caller)
         until = time.monotonic() + 0.1
-        event = scored(caller.result(caller.score(TEXT, solve=self.STUCK, answer_by=until)))
+        event = caller.scored(caller.score(TEXT, solve=self.STUCK, answer_by=until))
         assert event.stopped == "time"
         caller.engine.cancel(leader)
         caller.result(leader)
 
     def test_a_leader_that_ends_leaves_what_it_has(self, caller: Caller) -> None:
-        def begin(max_calls: int | None = None) -> str:
-            solve = replace(TIGHT, policy="error")
-            return caller.score(TEXT, solve=solve, max_calls=max_calls)
-
-        jobs = behind_a_gate(caller, lambda: begin(40), begin)
-        leader, follower = [scored(caller.result(job)) for job in jobs]
+        solve = replace(TIGHT, policy="error")
+        with caller.held(owner="gate"):
+            jobs = [caller.score(TEXT, solve=solve, max_calls=calls) for calls in (40, None)]
+        leader, follower = [caller.scored(job) for job in jobs]
         assert 4 < len(leader.tokens) < len(TEXT)
         assert follower.stats.shared_tokens == leader.stats.solved_tokens
         assert logprobs(follower) == pytest.approx(reference(MODEL, TEXT), abs=NEAR)

@@ -20,6 +20,7 @@ from server.engine.slab import Slab
 from server.engine.solve import Solve
 from tests.server.engine.helpers import (
     NEAR,
+    TEXT,
     Caller,
     drawn_ids,
     logprobs,
@@ -33,7 +34,6 @@ from training.calibration.window import solve_streams
 
 MODEL = small_model().eval().requires_grad_(False)
 DIM = MODEL.config.d_model
-TEXT = tuple(torch.randint(0, 40, (29,), generator=torch.Generator().manual_seed(1)).tolist())
 
 
 def fitted_map() -> WarmStart:

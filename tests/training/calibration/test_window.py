@@ -7,7 +7,6 @@ from deq_model.solvers.options import SolverOptions, SolverStatus
 from deq_model.warm_start import WarmStart
 from server.engine.costs import CostCurve
 from server.engine.limits import EngineLimits
-from server.engine.results import Scored
 from server.engine.solve import Solve
 from tests.server.engine.helpers import NEAR, reference, running_engine, small_model
 from training.calibration.window import SolvedStreams, solve_streams
@@ -46,8 +45,7 @@ def test_calls_are_the_engines(window: int, warm_start: WarmStart | None) -> Non
     with running_engine(MODEL, limits, warm_start=warm_start, costs=NO_ROOM) as caller:
         for text, nfe, status in zip(TEXTS, solved.nfe, solved.status, strict=True):
             limit = Solve(tol=1e-3, max_nfe=max_nfe)
-            event = caller.result(caller.score(tuple(text.tolist()), solve=limit))
-            assert isinstance(event, Scored)
+            event = caller.scored(caller.score(tuple(text.tolist()), solve=limit))
             assert [token.solved.nfe for token in event.tokens] == nfe[:-1].tolist()
             found = [token.solved.status == "converged" for token in event.tokens]
             assert found == (status[:-1] == SolverStatus.CONVERGED).tolist()
