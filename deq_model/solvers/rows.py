@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deq_model.solvers.line_search import Backtracking
 from deq_model.solvers.options import Method, StopMode
-from deq_model.solvers.select import chosen, finite_rows, seldom
+from deq_model.solvers.select import chosen, fill, finite_rows, seldom
 from deq_model.solvers.updates import Rows, make_rule
 
 LEAST_NORM = 1e-9
@@ -107,8 +107,8 @@ class RowSolver:
         z = z_init.to(self._state.dtype).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         nothing = torch.zeros_like(z)
         self._state[rows] = torch.stack([z, nothing, nothing, z, nothing], dim=1)
-        self._least[rows] = torch.inf
-        self._damping[rows] = 1.0
+        fill(self._least, rows, torch.inf)
+        fill(self._damping, rows, 1.0)
         self._rule.forget(rows)
         if self._search is not None:
             self._search.start(rows)

@@ -43,3 +43,14 @@ def finite_rows(x: Tensor) -> Tensor:
     ``all`` take eight times as long on the CPU.
     """
     return (x * 0).sum(-1) == 0
+
+
+def fill(buffer: Tensor, rows: Tensor | slice, value: float) -> None:
+    """Sets rows of a buffer to one value.
+
+    A number that is assigned to indexed rows would go to a GPU by a copy that the host waits for.
+    """
+    if isinstance(rows, slice):
+        buffer[rows] = value
+    else:
+        buffer.index_fill_(0, rows, value)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deq_model.solvers.options import Method
-from deq_model.solvers.select import chosen, finite_rows, seldom
+from deq_model.solvers.select import chosen, fill, finite_rows, seldom
 
 Rows = Tensor | slice
 """Rows of the buffers: a slice, or distinct int64 indices."""
@@ -70,7 +70,7 @@ class Broyden:
     def forget(self, rows: Rows, which: Tensor | None = None) -> None:
         """Back to ``B = −1``: terms at and above a row's count are never read."""
         if which is None:
-            self._count[rows] = 0
+            fill(self._count, rows, 0)
         else:
             self._count[rows] = self._count[rows].masked_fill(which, 0)
 
@@ -136,7 +136,7 @@ class Anderson:
     def forget(self, rows: Rows, which: Tensor | None = None) -> None:
         """Back to plain iteration: slots at and above a row's count are never read."""
         if which is None:
-            self._count[rows] = 0
+            fill(self._count, rows, 0)
         else:
             self._count[rows] = self._count[rows].masked_fill(which, 0)
 

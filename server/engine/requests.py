@@ -91,30 +91,24 @@ Sink = Callable[[Event], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScoreJob:
-    """Score tokens, then perhaps candidates after them.
+class _AnyJob:
+    """What every job says.
 
     Attributes:
         job_id: request id, for logs and cancellation.
-        tokens: to score, in order; may be empty when there are candidates.
-        candidates: each scored after ``tokens``; with any, nothing is committed.
+        sink: takes the events, of which the last is terminal.
         lease: on the session to continue and to commit to; None for a fresh history.
-        top_k: alternatives to return per token.
         solve: solver options.
         deadline: instant after which it fails, or None.
         answer_by: instant at which it is answered with what there is, or None.
         max_calls: most calls of f with a row of it, then likewise; None for any number.
         priority: 0 (low) to 2 (high): its share of the calls of f beside others.
         owner: whose job it is: calls and places are shared among owners first.
-        sink: takes the events; the last is ``Scored`` or ``Failed``.
     """
 
     job_id: str
-    tokens: tuple[int, ...]
     sink: Sink
-    candidates: tuple[tuple[int, ...], ...] = ()
     lease: Lease | None = None
-    top_k: int = 0
     solve: Solve = field(default_factory=Solve)
     deadline: float | None = None
     answer_by: float | None = None
@@ -124,41 +118,39 @@ class ScoreJob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GenerateJob:
-    """Solve a prompt, then draw tokens.
+class ScoreJob(_AnyJob):
+    """Score tokens, then perhaps candidates after them; ends in ``Scored`` or ``Failed``.
 
     Attributes:
-        job_id: request id.
+        tokens: to score, in order; may be empty when there are candidates.
+        candidates: each scored after ``tokens``; with any, nothing is committed.
+        top_k: alternatives to return per token.
+    """
+
+    tokens: tuple[int, ...]
+    candidates: tuple[tuple[int, ...], ...] = ()
+    top_k: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateJob(_AnyJob):
+    """Solve a prompt, then draw tokens.
+
+    Its events are ``PromptSolved``, ``Drawn`` for every token, then ``Generated`` or ``Failed``.
+
+    Attributes:
         prompt: may be empty.
         text: makes text of drawn tokens.
         stop: when to end.
         sampling: how to draw.
         logprobs: alternatives to return per drawn token.
-        lease: on the session to continue and to commit to; None for a fresh history.
-        solve: solver options.
-        deadline: instant after which it fails, or None.
-        answer_by: instant at which it ends with what there is, or None.
-        max_calls: most calls of f with a row of it, then likewise; None for any number.
-        priority: 0 (low) to 2 (high): its share of the calls of f beside others.
-        owner: whose job it is: calls and places are shared among owners first.
-        sink: takes ``PromptSolved``, then ``Drawn`` for every token, then ``Generated`` or
-            ``Failed``.
     """
 
-    job_id: str
     prompt: tuple[int, ...]
     text: TextSink
     stop: Stop
-    sink: Sink
     sampling: Sampling = field(default_factory=Sampling)
     logprobs: int = 0
-    lease: Lease | None = None
-    solve: Solve = field(default_factory=Solve)
-    deadline: float | None = None
-    answer_by: float | None = None
-    max_calls: int | None = None
-    priority: int = 1
-    owner: str = ""
 
 
 Job = ScoreJob | GenerateJob
