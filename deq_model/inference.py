@@ -72,7 +72,7 @@ class InferenceFunction:
             injection: ``(n, 3·D)``, folded.
         """
         inside = _layer_norm(z) if self.config.pre_lnorm else z
-        mixed = self._qkv(inside).to(z.dtype).add_(injection)
+        mixed = _sum(self._qkv(inside), injection)
         query, key, value = mixed.view(len(z), 3, self.config.n_head, self.config.d_head).unbind(1)
         return query, key, value
 
@@ -95,10 +95,17 @@ class InferenceFunction:
             ``(n, D)`` in the dtype of z.
         """
         pre = self.config.pre_lnorm
-        hidden = self._o(mixed).to(z.dtype) + z
+        hidden = _sum(self._o(mixed), z)
         hidden = hidden if pre else _layer_norm(hidden)
         out = feed_forward(_layer_norm(hidden) if pre else hidden) + hidden
         return out if pre else _layer_norm(out)
+
+
+def _sum(product: Tensor, other: Tensor) -> Tensor:
+    """In the dtype of ``other``; ``product`` may be lost. A GPU takes both formats at once."""
+    if product.device.type != "cpu":
+        return product + other
+    return product.to(other.dtype).add_(other)
 
 
 def _layer_norm(x: Tensor) -> Tensor:

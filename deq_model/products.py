@@ -51,8 +51,16 @@ class _Plain:
         self.nbytes = weight.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
-        out = functional.linear(x.to(self._weight.dtype), self._weight, self._bias)
+        x = x.to(self._weight.dtype)
+        if self._relu and self._bias is not None and x.dim() == 2 and x.device.type != "cpu":
+            return _biased_relu(x, self._weight, self._bias)
+        out = functional.linear(x, self._weight, self._bias)
         return out.relu_() if self._relu else out
+
+
+def _biased_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``relu(x Wᵀ + b)`` of ``(n, I)``; a GPU writes the inner activations once, not thrice."""
+    return torch._addmm_activation(bias, x, weight.t())
 
 
 class _Packed:

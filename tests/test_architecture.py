@@ -14,7 +14,7 @@ PACKAGES = ("deq_model", "server", "client", "training", "loadtest", "cli")
 OURS = {*PACKAGES, "deqlm"}
 
 GRPC = {"grpc", "grpc_health", "grpc_reflection", "grpc_status", "google"}
-LEARNING = {"torch", "numpy", "safetensors", "sentencepiece"}
+LEARNING = {"torch", "triton", "numpy", "safetensors", "sentencepiece"}
 
 # The longest prefix that matches a module decides. `ours`: which of our packages it may import.
 # `forbidden` and `only` speak of other people's packages; the standard library is always allowed.

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deq_model.solvers.fused import FusedStep, can_fuse
 from deq_model.solvers.line_search import Backtracking
 from deq_model.solvers.options import Method, StopMode
 from deq_model.solvers.select import chosen, fill, finite_rows, seldom
-from deq_model.solvers.updates import Rows, make_rule
+from deq_model.solvers.updates import Broyden, Rows, make_rule
 
 LEAST_NORM = 1e-9
 """A norm of f(z) below this counts as this, so that f(z) = 0 has a relative residual."""
@@ -96,6 +97,27 @@ class RowSolver:
         self._state = like.new_zeros(capacity, 5, dim)
         self._least = like.new_full((capacity, 2), torch.inf)  # relative and absolute, of the best
         self._damping = like.new_ones(capacity)
+        plain = stop_mode == "rel" and not line_search
+        self._fused = self.fused_step() if plain and can_fuse(device) else None
+
+    def fused_step(self) -> FusedStep | None:
+        """The kernel that does what ``observe`` does, on this solver's rows; None for no such."""
+        if not isinstance(self._rule, Broyden):
+            return None
+        return FusedStep(
+            state=self._state,
+            least=self._least,
+            damping=self._damping,
+            terms=self._rule.terms,
+            count=self._rule.count,
+            restart=self._restart,
+            least_norm=LEAST_NORM,
+        )
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether ``advance`` is one kernel."""
+        return self._fused is not None
 
     def start(self, rows: Rows, z_init: Tensor) -> None:
         """Begins new solves in ``rows``; what they held is forgotten.
@@ -155,6 +177,33 @@ class RowSolver:
         self._keep(rows, *moved, best)
         self._least[rows] = found
         return seen
+
+    def advance(
+        self,
+        rows: Tensor,
+        f_z: Tensor,
+        *,
+        settled: Tensor,
+        most: int,
+        seen: Tensor,
+        measured: Tensor,
+    ) -> None:
+        """Observes without asking the host for anything, into buffers that are given.
+
+        Args:
+            rows: as in ``observe``; one that nobody reads may be there more than once.
+            f_z: ``(n, dim)`` in the dtype of states.
+            settled: as in ``observe``.
+            most: as in ``observe``.
+            seen: ``(n, 2)``, takes the relative residuals, and the least ones of each row.
+            measured: ``(n, dim)``, takes the proposed states.
+        """
+        if self._fused is not None:
+            self._fused(rows, f_z, settled, seen=seen, measured=measured)
+            return
+        measured.copy_(self.propose(rows))
+        residual = self.observe(rows, f_z, settled=settled, most=most).residual_rel
+        seen.copy_(torch.stack([residual, self.least(rows)[:, 0]], dim=1))
 
     def _ranked(self, seen: Observation) -> Tensor:
         return (seen.residual_rel, seen.residual_abs)[self._ranking]

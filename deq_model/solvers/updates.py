@@ -58,11 +58,15 @@ class Broyden:
     The inverse Jacobian of g starts as −1 and is kept as ``B = −1 + Σ u_j v_jᵀ``. When its m terms
     are used up a row starts again from −1: overwriting the oldest term instead diverges, since
     later terms were made with it.
+
+    Attributes:
+        terms: ``(capacity, m, 2, D)``, u and v of each row.
+        count: ``(capacity,)`` int64, how many terms of a row mean something.
     """
 
     def __init__(self, *, capacity: int, dim: int, depth: int, like: Tensor) -> None:
-        self._terms = like.new_zeros(capacity, depth, 2, dim)  # u and v
-        self._count = torch.zeros(capacity, dtype=torch.long, device=like.device)
+        self.terms = like.new_zeros(capacity, depth, 2, dim)  # u and v
+        self.count = torch.zeros(capacity, dtype=torch.long, device=like.device)
         self._depth = depth
         slots = torch.arange(depth, device=like.device)
         self._dead = slots >= torch.arange(depth + 1, device=like.device)[:, None]
@@ -70,16 +74,16 @@ class Broyden:
     def forget(self, rows: Rows, which: Tensor | None = None) -> None:
         """Back to ``B = −1``: terms at and above a row's count are never read."""
         if which is None:
-            fill(self._count, rows, 0)
+            fill(self.count, rows, 0)
         else:
-            self._count[rows] = self._count[rows].masked_fill(which, 0)
+            self.count[rows] = self.count[rows].masked_fill(which, 0)
 
     def step(
         self, rows: Rows, change: Tensor, g: Tensor, fresh: Tensor, most: int | None = None
     ) -> Tensor:
         """One rank-one update, then ``Δz = −B g``."""
         count, used = self._lengths(rows, most)
-        u, v = self._terms[rows, :used].unbind(2)
+        u, v = self.terms[rows, :used].unbind(2)
         dead = self._dead[count, None, :used]
         dz, dg = change[:, :1], change[:, 1:]
         pair = torch.cat([dg, g[:, None]], dim=1)
@@ -100,7 +104,7 @@ class Broyden:
 
     def _lengths(self, rows: Rows, bound: int | None) -> tuple[Tensor, int]:
         """Terms of each row, where full ones start again, and the most that there may be."""
-        count = self._count[rows]
+        count = self.count[rows]
         if bound is not None or count.device.type != "cpu":  # where nobody waits for numbers
             most = self._depth if bound is None else min(bound, self._depth)
             return count.masked_fill(count >= self._depth, 0), most
@@ -111,9 +115,9 @@ class Broyden:
         return count, most
 
     def _write(self, rows: Rows, count: Tensor, u: Tensor, v: Tensor, usable: Tensor) -> None:
-        index = _row_index(rows, self._count)
-        self._terms[index, count] = torch.stack([u, v], dim=1)
-        self._count[rows] = count + usable
+        index = _row_index(rows, self.count)
+        self.terms[index, count] = torch.stack([u, v], dim=1)
+        self.count[rows] = count + usable
 
 
 class Anderson:

@@ -137,13 +137,17 @@ class PaddedCall:
         """The call."""
         parts, rows, n = self._parts, self._rows, self._shape.rows
         z = parts.solver.propose(rows)
-        self._outputs.z[:n].copy_(z)
         query, key, value = parts.f.channels(z, parts.injection[rows])
         parts.slab.write_keys(self._work, self._entries, key, value)
         f_z = parts.f.finish(self._attend(query), z, parts.f.feed_forward)
-        seen = parts.solver.observe(rows, f_z, settled=self._known, most=self._most)
-        least = parts.solver.least(rows)[:, 0]
-        self._outputs.residual[:n].copy_(torch.stack([seen.residual_rel, least], dim=1))
+        parts.solver.advance(
+            rows,
+            f_z,
+            settled=self._known,
+            most=self._most,
+            seen=self._outputs.residual[:n],
+            measured=self._outputs.z[:n],
+        )
 
     def _attend(self, query: Tensor) -> Tensor:
         """Values by the softmax of the scores, over whole rings: ``(N, H, d)`` to ``(N, D)``."""
@@ -209,7 +213,8 @@ class PaddedCalls:
             depth: of the solver.
         """
         self._parts, self._max_rows = parts, max_rows
-        self._mosts = sorted({min(SHORT, depth), depth})
+        # A kernel reads as much of a row's history as there is.
+        self._mosts = [depth] if parts.solver.is_fused else sorted({min(SHORT, depth), depth})
         self._graphs = Graphs(parts.slab.key.device)
         self._outputs = Outputs(parts, most_places(max_rows))
         self._calls: dict[tuple[Shape, int], _Recorded] = {}

@@ -11,7 +11,7 @@ from deq_model.feed_forward import Int8FeedForward, PreparedFeedForward, has_int
 from deq_model.function import EquilibriumWeights
 from deq_model.inference import InferenceFunction
 from deq_model.prepared_softmax import PreparedLogSoftmax
-from deq_model.products import Format, has_kernel, prepare
+from deq_model.products import Format, _biased_relu, has_kernel, prepare
 from tests.deq_model.problems import generator
 from tests.server.engine.helpers import small_model
 
@@ -137,3 +137,9 @@ def test_the_prepared_softmax_is_the_softmax(form: Format, changes: dict[str, ob
     targets = torch.tensor([0, 9, 10, 23, 24, 39, 1])
     found = prepared.target_logprob(hidden, targets).double()
     assert float((found - exact.gather(1, targets[:, None])[:, 0]).abs().max()) < bound
+
+
+def test_a_relu_within_the_product_is_one_behind_it() -> None:
+    x, weight, bias = torch.randn(5, 8), torch.randn(12, 8), torch.randn(12)
+    behind = torch.nn.functional.linear(x, weight, bias).relu()
+    torch.testing.assert_close(_biased_relu(x, weight, bias), behind)
