@@ -85,8 +85,11 @@ class Ledger:
         for sequence in layout.sequences:
             # What a token is accepted with when its budget is spent must be of the accurate f.
             most = min(options[sequence].max_nfe - 1, MOST_ROUGH)
-            rows = (self._rows[row] for row in sequence.active)
-            wishes += [row.far and row.nfe < most for row in rows]
+            behind_far = False
+            for row in (self._rows[row_id] for row_id in sequence.active):
+                # Behind a token that is far, more than rough is wasted: its history will change.
+                behind_far = behind_far or row.far
+                wishes.append(behind_far and row.nfe < most)
         return rough_rows(wishes, costs)
 
     def settled(self, layout: Layout, rough: set[int]) -> list[bool]:
