@@ -19,6 +19,7 @@ from server.engine.calls import Kept, Parts, onward
 from server.engine.layout import Layout
 from server.engine.ledger import Verdict
 from server.engine.padded import Arrangement, Shape, arrange, most_places, padded, stream_shapes
+from server.engine.ring_attention import attend, can_attend
 from server.engine.transfer import sent
 
 SHORT = 8
@@ -80,7 +81,9 @@ class PaddedCall:
     Places that no row takes are of the spare rows of solver and work area, which nobody reads.
     """
 
-    def __init__(self, parts: Parts, shape: Shape, outputs: Outputs, *, most: int) -> None:
+    def __init__(
+        self, parts: Parts, shape: Shape, outputs: Outputs, *, most: int, in_place: bool = False
+    ) -> None:
         """Takes the buffers; all places are empty.
 
         Args:
@@ -88,8 +91,10 @@ class PaddedCall:
             shape: of the call.
             outputs: where to leave what comes out.
             most: bound on the calls that a row has had before.
+            in_place: whether groups of one place read their rings by the kernel for that.
         """
         self._parts, self._shape, self._outputs, self._most = parts, shape, outputs, most
+        self._in_place = in_place and shape.width == 1
         slab, n = parts.slab, shape.rows
         device = slab.key.device
         sizes = [n] * 5 + [shape.groups]
@@ -128,10 +133,12 @@ class PaddedCall:
 
     def lay(self) -> None:
         """Makes of the inputs what does not change while nobody moves."""
+        self._known.copy_(self._settled != 0)
+        if self._in_place:
+            return
         distance = (self._entries[:, None] - self._ring) % len(self._ring)
         seen = distance <= self._reach[:, None]
         self._distance.copy_(torch.where(seen, distance, self._parts.f.hidden))
-        self._known.copy_(self._settled != 0)
 
     def make(self) -> None:
         """The call."""
@@ -153,8 +160,11 @@ class PaddedCall:
         """Values by the softmax of the scores, over whole rings: ``(N, H, d)`` to ``(N, D)``."""
         slab, groups = self._parts.slab, self._shape.groups
         n, n_head, d_head = query.shape
-        index = self._distance.expand(n_head, n, -1)
-        scores = self._parts.f.by_distance(query).gather(2, index)
+        by_distance = self._parts.f.by_distance(query)
+        if self._in_place:
+            where = {"work": self._groups, "entries": self._entries, "reach": self._reach}
+            return attend(query, by_distance, slab.key, slab.value, **where)
+        scores = by_distance.gather(2, self._distance.expand(n_head, n, -1))
         lifted = scores.view(n_head, groups, -1, slab.ring).transpose(0, 1)
         q = query.view(groups, -1, n_head, d_head).transpose(1, 2)
         dense = self._shape.dense
@@ -215,7 +225,8 @@ class PaddedCalls:
         self._parts, self._max_rows = parts, max_rows
         # A kernel reads as much of a row's history as there is.
         self._mosts = [depth] if parts.solver.is_fused else sorted({min(SHORT, depth), depth})
-        self._graphs = Graphs(parts.slab.key.device)
+        device = parts.slab.key.device
+        self._graphs, self._in_place = Graphs(device), can_attend(device)
         self._outputs = Outputs(parts, most_places(max_rows))
         self._calls: dict[tuple[Shape, int], _Recorded] = {}
         self._keeps: dict[int, tuple[PaddedKeep, Callable[[], None]]] = {}
@@ -225,7 +236,7 @@ class PaddedCalls:
 
     def prepare(self, running: int) -> None:
         """Records what calls of one row each of up to ``running`` sequences need."""
-        for shape in stream_shapes(running):
+        for shape in stream_shapes(running, in_place=self._in_place):
             for most in self._mosts:
                 self._recorded(shape, most)
             self._keep_of(shape.rows)
@@ -243,7 +254,10 @@ class PaddedCalls:
         if layout is not self._layout:
             self._layout = layout
             self._arrangement = arrange(
-                layout, work_rows=self._parts.slab.spare + 1, max_rows=self._max_rows
+                layout,
+                work_rows=self._parts.slab.spare + 1,
+                max_rows=self._max_rows,
+                in_place=self._in_place,
             )
         most = next((m for m in self._mosts if m >= most_calls), self._mosts[-1])
         recorded = self._recorded(self._arrangement.shape, most)
@@ -276,7 +290,7 @@ class PaddedCalls:
 
     def _recorded(self, shape: Shape, most: int) -> "_Recorded":
         if (shape, most) not in self._calls:
-            call = PaddedCall(self._parts, shape, self._outputs, most=most)
+            call = PaddedCall(self._parts, shape, self._outputs, most=most, in_place=self._in_place)
             self._calls[shape, most] = _Recorded(call, self._graphs)
         return self._calls[shape, most]
 

@@ -18,8 +18,8 @@ few rows takes the time of reading the weights, however few they are."""
 _READ = 4
 _COPY = 12
 """What a group's attention costs, in rows of the feed-forward, where its ring is read in place and
-where it is copied first: by bytes over bandwidth and products over their rate on an H200, for the
-published shape in float32. Not measured."""
+where it is copied first: estimated by bytes over bandwidth and products over their rate on an H200,
+for the published shape in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +41,10 @@ class Shape:
         """Places of the call."""
         return self.groups * self.width
 
-    @property
-    def cost(self) -> int:
-        """About what a call costs, in rows of the feed-forward."""
-        return max(STEP, self.rows) + self.groups * (_READ if self.dense else _COPY)
+    def cost(self, *, in_place: bool) -> int:
+        """About what a call costs, in rows of the feed-forward; see ``arrange``."""
+        reads = self.dense or (in_place and self.width == 1)
+        return max(STEP, self.rows) + self.groups * (_READ if reads else _COPY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,21 +72,24 @@ def most_places(max_rows: int) -> int:
     return 2 * padded(max_rows)
 
 
-def arrange(layout: Layout, *, work_rows: int, max_rows: int) -> Arrangement:
+def arrange(
+    layout: Layout, *, work_rows: int, max_rows: int, in_place: bool = False
+) -> Arrangement:
     """Chooses the cheapest shape, and gives every row its place.
 
     Args:
         layout: with at least one row.
         work_rows: of the work area, the spare one at their end included.
         max_rows: of any call.
+        in_place: whether groups of one place read their rings in place wherever those are.
     """
     counts = layout.counts
     shapes = [_shape(counts, width) for width in WIDTHS]
-    if max(counts) == 1:
+    if max(counts) == 1 and not in_place:
         groups = min(padded(layout.work[-1] + 1), work_rows)
         shapes.append(Shape(groups, 1, dense=True))
     fitting = [shape for shape in shapes if shape.rows <= most_places(max_rows)]
-    shape = min(fitting, key=lambda shape: shape.cost)
+    shape = min(fitting, key=lambda shape: shape.cost(in_place=in_place))
     if shape.dense:
         return Arrangement(shape, list(range(shape.groups)), layout.work)
     work: list[int] = []
@@ -99,9 +102,11 @@ def arrange(layout: Layout, *, work_rows: int, max_rows: int) -> Arrangement:
     return Arrangement(shape, work, places)
 
 
-def stream_shapes(running: int) -> list[Shape]:
-    """Those of one row each of up to ``running`` sequences in neighbouring rows."""
+def stream_shapes(running: int, *, in_place: bool = False) -> list[Shape]:
+    """Those of one row of each of up to ``running`` sequences, neighbours unless ``in_place``."""
     counts = sorted({padded(n) for n in range(1, running + 1)})
+    if in_place:
+        return [Shape(count, 1, dense=False) for count in counts]
     return [Shape(min(count, running + 1), 1, dense=True) for count in counts]
 
 

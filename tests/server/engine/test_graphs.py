@@ -103,6 +103,33 @@ def test_steps_past_the_short_history_are_remembered(depth: int) -> None:
         torch.testing.assert_close(found[0][token].z_star, other.z_star, rtol=1e-7, atol=1e-7)
 
 
+def attend_plainly(
+    query: Tensor, by_distance: Tensor, key: Tensor, value: Tensor, **where: Tensor
+) -> Tensor:
+    """What the kernel does, in operations."""
+    work, ring = where["work"], key.shape[2]
+    distance = (where["entries"][:, None] - torch.arange(ring)) % ring
+    scores = torch.einsum("nhd,nhkd->hnk", query, key[work])
+    scores += by_distance.gather(2, distance.clamp(max=by_distance.shape[2] - 1).expand_as(scores))
+    weight = scores.masked_fill(distance > where["reach"][:, None], -torch.inf).softmax(-1)
+    return torch.einsum("hnk,nhkd->nhd", weight, value[work]).flatten(1)
+
+
+def test_streams_read_their_rings_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is a kernel; see ``test_ring_attention.py`` for what it computes."""
+    queries: list[int] = []
+
+    def counted(query: Tensor, *rest: Tensor, **where: Tensor) -> Tensor:
+        queries.append(len(query))
+        return attend_plainly(query, *rest, **where)
+
+    monkeypatch.setattr(graphs, "can_attend", lambda device: True)
+    monkeypatch.setattr(graphs, "attend", counted)
+    solve = Solve(tol=1e-7, max_nfe=200)
+    alike(MODEL, [((TEXT[i],), solve, i) for i in range(9)] + [(TEXT[:30], solve, 40)])
+    assert {1, 2, 4} <= set(queries)
+
+
 def test_infinite_words_stay_with_their_sequence() -> None:
     model = small_model(seed=4, tie_weights=False).eval()
     with torch.no_grad():

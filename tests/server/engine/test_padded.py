@@ -84,6 +84,16 @@ def test_shapes_of_streams_are_those_that_streams_get() -> None:
     assert len(stream_shapes(256)) == len(WIDTHS) + 7
 
 
+def test_rings_that_are_read_where_they_are_need_no_order() -> None:
+    counts = {37: 1, 3: 1, 60: 1}
+    found = arrange(layout_of(counts), work_rows=65, max_rows=64, in_place=True)
+    assert found.shape == Shape(4, 1, False)
+    assert found.work == [3, 37, 60, 64]
+    assert found.shape in stream_shapes(64, in_place=True)
+    wide = arrange(layout_of({0: 64}), work_rows=65, max_rows=64, in_place=True)
+    assert wide.shape == Shape(1, 64, False), "one copy serves 64 rows"
+
+
 def test_a_layout_stays_while_nobody_moves() -> None:
     layouts = Layouts()
     one = Sequence(slot=0, start=0, inputs=[1, 2], rows=deque([5, 3]), granted=1)
