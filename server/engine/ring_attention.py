@@ -17,7 +17,7 @@ except ImportError:  # torch for CPUs comes without it
 
 _BLOCK = 64
 """Entries of a ring looked at together."""
-_WARPS = 4
+_WARPS = 8
 
 
 if triton is not None:
@@ -45,8 +45,8 @@ if triton is not None:
         i = tl.program_id(0).to(tl.int64)
         head = tl.program_id(1)
         own = tl.load(work + i)
-        entry = tl.load(entries + i)
-        reach = tl.load(reaches + i)
+        entry = tl.load(entries + i).to(tl.int32)
+        reach = tl.load(reaches + i).to(tl.int32)
         channel = tl.arange(0, WIDTH)
         inside = channel < D_HEAD
         q = tl.load(query + i * row_stride + head * D_HEAD + channel, mask=inside, other=0.0)
@@ -59,10 +59,11 @@ if triton is not None:
         result = q * 0.0
         for first in range(0, ring, BLOCK):
             at = first + tl.arange(0, BLOCK)
-            distance = (entry - at + ring) % ring
+            distance = entry - at
+            distance = tl.where(distance < 0, distance + ring, distance)
             seen = (distance <= reach) & (at < ring)
             both = seen[:, None] & inside[None, :]
-            cells = begin + at[:, None].to(tl.int64) * D_HEAD + channel[None, :]
+            cells = begin + (at[:, None] * D_HEAD + channel[None, :])
             key = tl.load(keys + cells, mask=both, other=0.0)
             score = tl.sum(key * q[None, :], axis=1)
             score += tl.load(scores_at + distance, mask=seen, other=0.0)
