@@ -52,17 +52,22 @@ class Scales:
         attention_out: of the product after attention.
         inner: of the feed-forward's first product, whose biases are zero.
         outer: of its second.
-        injection: of the injection's product, of embeddings that have variance 1.
+        injection: of the injection's product, of embeddings that have variance 1: what it adds to
+            values.
+        query_key: of what it adds to queries and keys, relative to that.
+        focus: how much higher a token scores itself than a token far before it.
         logits: standard deviation of the head's logits, beside the words' frequencies; the
             tails', whose projections are the embedding's, have 1.
     """
 
-    qkv: float = 0.57
+    qkv: float = 0.8
     positions: float = 1.0
-    attention_out: float = 1.0
+    attention_out: float = 1.5
     inner: float = 1.0
     outer: float = 1.0
-    injection: float = 4.0
+    injection: float = 3.5
+    query_key: float = 0.3
+    focus: float = 28.0
     logits: float = 2.0
 
 
@@ -109,8 +114,18 @@ def random_weights(
     for projection in model.embedding.projections:
         draw(projection, 1.0, config.d_model)
     draw(model.injection.weight, scales.injection, config.d_model)
+    model.injection.weight[: 2 * config.d_model] *= scales.query_key
+    _focus(model, scales.focus)
     _randomise_softmax(model, scales.logits, generator)
     return model
+
+
+def _focus(model: DEQLanguageModel, focus: float) -> None:
+    """Sets the biases of queries so that a token's score of itself is higher by ``focus``."""
+    f, d_head = model.f, model.config.d_head
+    itself = f.fold().position_table(1, torch.float32)[0]
+    length = itself.square().sum(-1, keepdim=True)
+    f.r_r_bias.copy_(focus * math.sqrt(d_head) * itself / length)
 
 
 def _randomise_softmax(model: DEQLanguageModel, scale: float, generator: torch.Generator) -> None:

@@ -12,6 +12,7 @@ own probability. So the words of a tail are computed only when a draw falls into
 a filter cannot tell whether it keeps one of them.
 """
 
+import functools
 import math
 import random
 from collections.abc import Collection
@@ -187,11 +188,16 @@ class _Noise:
         return _Noise(self._uniform, self._turn + 1)
 
     def of(self, cluster: int, count: int) -> Tensor:
-        """``(count,)`` float64 on the CPU."""
+        """``(count,)`` float64 on the CPU, not to be changed."""
         bits = int(self._uniform * 2**53)  # all that a uniform number of Python's has
-        key = bits << 64 | self._turn << 32 | cluster + 1
-        generator = np.random.Generator(np.random.Philox(key=key))
-        return torch.from_numpy(generator.standard_exponential(count))
+        return _exponential(bits << 64 | self._turn << 32 | cluster + 1, count)
+
+
+@functools.lru_cache(maxsize=64)
+def _exponential(key: int, count: int) -> Tensor:
+    """Random numbers by a key of 128 bits; a guess and the draw that settles it share them."""
+    generator = np.random.Generator(np.random.Philox(key=key))
+    return torch.from_numpy(generator.standard_exponential(count))
 
 
 def _drawn(scores: _Scores, uniform: float) -> int:
