@@ -45,6 +45,16 @@ class Calls(Unobserved):
         self.made.append(Call(rows, sequences, seconds, time.perf_counter()))
 
 
+def calls_per_token(calls: Calls, jobs: Sequence["Pending"]) -> float:
+    """Calls of f from a job's first drawn token to its last, by tokens drawn after the first.
+
+    A token may be solved in more calls than that: its solve begins before the one before it ends.
+    """
+    ended = [call.ended for call in calls.made]
+    made = [sum(job.drawn_at[0] < end <= job.drawn_at[-1] for end in ended) for job in jobs]
+    return sum(made) / sum(len(job.drawn_at) - 1 for job in jobs)
+
+
 class Silent:
     """Makes no text of tokens."""
 

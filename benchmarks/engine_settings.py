@@ -53,6 +53,9 @@ SETTINGS = {
         Setting(name="float32", what="float32, 1e-3"),
         Setting(name="bfloat16", what="bfloat16, 5e-3", dtype=torch.bfloat16, tol=5e-3),
         # What each means pays: served without it.
+        replace(
+            _SERVED, name="unguessed", what="served, no token guessed", limits={"guess_ahead": 0}
+        ),
         replace(_SERVED, name="cold", what="served, from zeros", warm=False),
         replace(_SERVED, name="float16", what="served, without early calls in int8", early="none"),
         replace(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.baseline import Baseline, Stand
 from benchmarks.engine_bench import Bench, Result, changes, in_turns, places, spread
-from benchmarks.engine_drive import Driver, Pending
+from benchmarks.engine_drive import Driver, Pending, calls_per_token
 from benchmarks.engine_settings import EXACT_FLOAT32
 from deq_model.checkpoint import LoadedCheckpoint
 from deq_model.memory import Memory
@@ -107,7 +107,13 @@ def _plain_generation(ready: Prepared, count: int, rep: int) -> Result:
     drawn = ready.plain.generate(ready.stand, count, seeds=seeds)
     seconds = time.perf_counter() - began
     solves = (count - 1) * len(seeds)
-    return {"tokens_per_s": solves / seconds, "nfe": list(drawn.nfe), "unconverged": 0}
+    nfe = list(drawn.nfe)
+    return {
+        "tokens_per_s": solves / seconds,
+        "calls_per_token": fmean(nfe),
+        "nfe": nfe,
+        "unconverged": 0,
+    }
 
 
 def _generation(ready: Prepared, name: str, count: int, rep: int) -> Result:
@@ -122,6 +128,7 @@ def _generation(ready: Prepared, name: str, count: int, rep: int) -> Result:
     solved = [token.token.solved for job in jobs for token in job.drawn[1:]]
     return {
         "tokens_per_s": steady_rate(jobs),
+        "calls_per_token": calls_per_token(driver.calls, jobs),
         "nfe": [one.nfe for one in solved],
         "unconverged": sum(one.status != "converged" for one in solved),
     }
@@ -222,7 +229,7 @@ def _summary(reps: list[Result]) -> Result:
         "nfe": nfe,
         "unconverged": sum(rep["unconverged"] for rep in reps),
     }
-    if "evaluations_per_token" in reps[0]:
-        each = [rep["evaluations_per_token"] for rep in reps]
-        summary["evaluations_per_token"] = fmean(each)
+    for name in ("evaluations_per_token", "calls_per_token"):
+        if name in reps[0]:
+            summary[name] = fmean(rep[name] for rep in reps)
     return summary

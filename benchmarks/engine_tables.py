@@ -67,7 +67,9 @@ def _speed(found: dict[str, Any]) -> str:
     base = competitors[BASELINE]["tokens_per_s"]
     scored = "evaluations_per_token" in competitors[BASELINE]
     head = ["", "tokens/s, median (least – most)", "over the baseline", "best over best"]
-    head += ["evaluations of f per token", "calls"] if scored else ["calls of f per token"]
+    head += ["evaluations of f per token", "calls"]
+    if not scored:
+        head[-2:] = ["calls of f per token", "in the solve of one"]
     rows = []
     for name, one in competitors.items():
         speed = one["tokens_per_s"]
@@ -77,7 +79,7 @@ def _speed(found: dict[str, Any]) -> str:
             f"{speed['median'] / base['median']:.1f}",
             f"{speed['max'] / base['max']:.1f}",
         ]
-        cells += [f"{one['evaluations_per_token']:.1f}"] if scored else []
+        cells.append(f"{one['evaluations_per_token' if scored else 'calls_per_token']:.1f}")
         cells.append(f"{one['nfe_mean']:.1f}")
         if "change_mean" in one:
             cells += [f"{one['change_mean']:.1e}", f"{one['perplexity_change']:+.2%}"]
@@ -119,16 +121,18 @@ def _call(found: dict[str, Any]) -> str:
 
 
 def _trained(found: dict[str, Any]) -> str:
+    generated = {
+        "calls_per_token": "calls of f per generated token",
+        "nfe_mean": "in the solve of one",
+    }
+    scored = {"evaluations_per_token": "evaluations of f per scored token"}
     lines = []
-    for kind, key, what in (
-        ("generation", "nfe_mean", "calls of f per generated token"),
-        ("scoring", "evaluations_per_token", "evaluations of f per scored token"),
-    ):
+    for kind, counts in (("generation", generated), ("scoring", scored)):
         rows = [
             (
                 model,
                 name,
-                f"{one[key]:.2f}",
+                *(f"{one[key]:.2f}" for key in counts),
                 f"{one['change_mean']:.1e}",
                 f"{one['change_median']:.1e}",
                 f"{one['off']:.2%}",
@@ -139,8 +143,8 @@ def _trained(found: dict[str, Any]) -> str:
             if model != "run"
             for name, one in both[kind].items()
         ]
-        head = ("model", "", what, "mean change", "median", "off", "perplexity", "its change")
-        lines.append(table(head, rows))
+        more = ("mean change", "median", "off", "perplexity", "its change")
+        lines.append(table(("model", "", *counts.values(), *more), rows))
     return "\n\n".join(lines)
 
 

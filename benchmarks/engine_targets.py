@@ -58,7 +58,7 @@ def _trained(found: Mapping[str, Any]) -> Iterator[tuple[str, str, Cell]]:
 
         def calls(setting: str, both: Any = both) -> str:
             one = both["generation"][setting]
-            return f"{one['nfe_mean']:.1f} (change {one['change_mean']:.0e})"
+            return f"{one['calls_per_token']:.1f} (change {one['change_mean']:.0e})"
 
         def evaluations(setting: str, both: Any = both) -> str:
             one, base = both["scoring"][setting], both["scoring"][BASELINE]

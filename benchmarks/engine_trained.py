@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.baseline import Baseline, Draws
 from benchmarks.engine_bench import Bench, Result, changes, load_map, load_trained
-from benchmarks.engine_drive import Driver
+from benchmarks.engine_drive import Driver, calls_per_token
 from benchmarks.engine_settings import EXACT, Setting
 from benchmarks.models import TrainedModel
 from server.engine.results import Scored
@@ -122,7 +122,8 @@ def _plain_generation(
         exact.append(again.logprob[0].cpu())
     found = torch.cat([draws.logprob[0, 1:].cpu() for draws in drawn])
     nfe = [calls for draws in drawn for calls in draws.nfe]
-    return {"nfe_mean": fmean(nfe), "nfe": nfe, **changes(found, torch.cat(exact))}
+    own = {"calls_per_token": fmean(nfe), "nfe_mean": fmean(nfe), "nfe": nfe}
+    return {**own, **changes(found, torch.cat(exact))}
 
 
 def _engine_generation(
@@ -135,6 +136,7 @@ def _engine_generation(
         ]
         for job in jobs:
             job.wait()
+        calls = calls_per_token(driver.calls, jobs)
     drawn = [[event.token for event in job.drawn] for job in jobs]
     with _driver(bench, model, dataclasses.replace(EXACT, warm=setting.warm)) as driver:
         scoring = [
@@ -147,4 +149,5 @@ def _engine_generation(
     later = [token for tokens in drawn for token in tokens[1:]]
     found = torch.tensor([token.logprob for token in later], dtype=torch.float64)
     nfe = [token.solved.nfe for token in later]
-    return {"nfe_mean": fmean(nfe), "nfe": nfe, **changes(found, torch.cat(exact))}
+    own = {"calls_per_token": calls, "nfe_mean": fmean(nfe), "nfe": nfe}
+    return {**own, **changes(found, torch.cat(exact))}
