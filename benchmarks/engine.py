@@ -23,6 +23,7 @@ from benchmarks import engine_tables
 from benchmarks.engine_bench import QUICK, Bench, Result, Sizes
 from benchmarks.engine_call import calls
 from benchmarks.engine_grpc import through_grpc
+from benchmarks.engine_profile import profiles
 from benchmarks.engine_settings import DEFAULT, SETTINGS
 from benchmarks.engine_shared import gaps, growth, waits
 from benchmarks.engine_speed import generation, scoring
@@ -43,6 +44,7 @@ def sections(sizes: Sizes) -> dict[str, Callable[[Bench], Result]]:
             name = f"score-{mem_len}-{count}"
             found[name] = partial(scoring, streams=count, mem_len=mem_len)
     return found | {
+        "profile": profiles,
         "trained": trained,
         "wait": waits,
         "gap": gaps,

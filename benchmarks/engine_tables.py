@@ -120,6 +120,18 @@ def _call(found: dict[str, Any]) -> str:
     return "\n\n".join(lines)
 
 
+def _profile(found: dict[str, Any]) -> str:
+    kinds = [(name, work, one) for name, all_ in _by_setting(found) for work, one in all_.items()]
+    head = ["ms per token", *(f"{name}: {work}" for name, work, _ in kinds)]
+    parts = list(kinds[0][2]["ms_per_token"])
+    rows = [[part, *(f"{one['ms_per_token'][part]:.2f}" for *_, one in kinds)] for part in parts]
+    whole = [sum(one["ms_per_token"].values()) for *_, one in kinds]
+    rows.append(["all", *(f"{ms:.2f}" for ms in whole)])
+    rows.append(["calls of f per token", *(f"{one['calls_per_token']:.2f}" for *_, one in kinds)])
+    rows.append(["rows of a call", *(f"{one['rows_per_call']:.1f}" for *_, one in kinds)])
+    return table(head, rows)
+
+
 def _trained(found: dict[str, Any]) -> str:
     generated = {
         "calls_per_token": "calls of f per generated token",
@@ -200,6 +212,7 @@ _TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "generate": _speed,
     "score": _speed,
     "call": _call,
+    "profile": _profile,
     "trained": _trained,
     "wait": _wait,
     "gap": _gap,

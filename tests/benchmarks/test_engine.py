@@ -11,6 +11,7 @@ from benchmarks import (
     engine,
     engine_call,
     engine_plots,
+    engine_profile,
     engine_speed,
     engine_tables,
     engine_targets,
@@ -71,6 +72,24 @@ def test_calls_and_sharing(tiny: Path, tmp_path: Path, capsys) -> None:
     assert set(found["growth"]["float32"]) == {"1", "5", "10"}
     assert found["gap"]["float32"]["beside"]["min"] > 0
     assert printed.count("### ") == 4
+
+
+def test_a_profile_adds_up(tiny: Path, tmp_path: Path, capsys) -> None:
+    found, printed = run(tiny, tmp_path, capsys, "--only=profile", "--settings=served")
+    for work in ("generation, 3 stream(s)", "scoring, 1 stream(s)"):
+        one = found["profile"]["served"][work]
+        assert all(spent >= 0 for spent in one["ms_per_token"].values())
+        for part in ("feed-forward, accurate", "attention", "solver", "softmax", "the rest"):
+            assert one["ms_per_token"][part] > 0, part
+    assert f" | {sum(one['ms_per_token'].values()):.2f}" in printed.split("| all |")[1]
+
+
+def test_nested_parts_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    instants = iter([0.0, 1.0, 3.0, 10.0])  # the outer one begins, the inner one, both end
+    monkeypatch.setattr(engine_profile.time, "perf_counter", lambda: next(instants))
+    clock = engine_profile.Clock()
+    clock.timed("the rest", clock.timed("solver", lambda: None))()
+    assert (clock.seconds["solver"], clock.seconds["the rest"]) == (2.0, 8.0)
 
 
 @pytest.mark.slow
