@@ -144,7 +144,7 @@ class ServerConfig:
         policy: what happens at that budget, when a request does not say.
         overload_tol: tolerance to which tokens are loosened while more requests wait than overload_queue; 0 never loosens any.
         overload_queue: requests that may wait before tolerances are loosened.
-        guess_ahead: most tokens of a text that are guessed, and solved, while the solve of the one before them ends; what is drawn stays the same; 0 guesses none.
+        guess_ahead: most tokens of a text that are guessed, and solved, while the solve of the one before them ends; what is drawn stays the same, up to the tolerance; 0 guesses none.
         prefix_cache: tokens of ended calls whose solutions are kept, so that what begins alike is solved once; only within one owner; 0 shares nothing.
         warm_start: auto begins solves where the map says that deqlm calibrate has put beside a checkpoint, at zeros where there is none; off at zeros.
         default_ttl_s: seconds a session lives unused, when it does not say.

@@ -141,7 +141,7 @@ class Metrics:
             loosened=self._loosened.labels(model),
             shared=self._shared.labels(model),
             right=self._guessed.labels(model, "right"),
-            wrong=self._guessed.labels(model, "wrong"),
+            withdrawn=self._guessed.labels(model, "withdrawn"),
         )
 
     def call_ended(self, model: str, method: str, reason: str, seconds: float) -> None:
@@ -206,10 +206,10 @@ class EngineMetrics:
         loosened: Counter,
         shared: Counter,
         right: Counter,
-        wrong: Counter,
+        withdrawn: Counter,
     ) -> None:
         self._f_calls, self._warm = f_calls, warm
-        self._shared, self._right, self._wrong = shared, right, wrong
+        self._shared, self._right, self._withdrawn = shared, right, withdrawn
         self._rows = rows
         self._sequences = sequences
         self._seconds = seconds
@@ -225,10 +225,10 @@ class EngineMetrics:
         """So many tokens were taken over, as others had solved them."""
         self._shared.inc(tokens)
 
-    def guessed(self, *, right: int, wrong: int) -> None:
-        """So many guesses of tokens to be drawn have turned out right, and so many were in vain."""
+    def guessed(self, *, right: int, withdrawn: int) -> None:
+        """So many guesses of tokens to be drawn have turned out right, so many were withdrawn."""
         self._right.inc(right)
-        self._wrong.inc(wrong)
+        self._withdrawn.inc(withdrawn)
 
     def step(self, *, rows: int, sequences: int, seconds: float) -> None:
         """One call of f was made on ``rows`` tokens of ``sequences`` sequences."""

@@ -6,7 +6,7 @@ DistributedDataParallel; all decisions are made from numbers that every rank has
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import TypeVar
 
@@ -27,6 +27,7 @@ _PREPARATION = timedelta(days=1)  # how long ranks wait for the first one's read
 _ANSWER_S = 5.0  # how long a rank that is alive may take to say so
 _TRANSPORT = ("gloo", "nccl", "connection", "timed out", "peer", "store", "socket")
 _REASON = "reason/{}"
+_END = "end"
 
 
 class Ranks:
@@ -89,6 +90,17 @@ class Ranks:
         if self.size == 1:
             return module
         return DistributedDataParallel(module, find_unused_parameters=unused)
+
+    def leave(self) -> None:
+        """At the end: waits, but not for long, until rank 0 has come here, too."""
+        if self._store is None:
+            return
+        # Rank 0 may take longer, or be gone: what has happened to it, it says itself.
+        with suppress(dist.DistError, RuntimeError):
+            if self.is_first:
+                self._store.set(_END, "")
+            else:
+                self._store.wait([_END], self._answer)
 
     def first_then_rest(self, work: Callable[[], Result]) -> Result:
         """Does the work on rank 0, and when it is done on the others, which find its files.
@@ -210,9 +222,8 @@ def open_ranks(options: RunOptions) -> Iterator[Ranks]:
     try:
         yield ranks
         # Gloo's threads let go of the tensors of the last exchange after it has returned, and abort
-        # the process if the interpreter ends meanwhile. Waiting for each other gives them the time.
-        with ranks.watched():
-            dist.barrier()
+        # the process if the interpreter ends meanwhile. Waiting for rank 0 gives them the time.
+        ranks.leave()
     finally:
         dist.destroy_process_group()
 

@@ -145,6 +145,10 @@ class Batch:
         for entry in entries:
             self._ledger.begin(entry.row)
 
+    def bring_near(self, rows: Seq[int]) -> None:
+        """Takes rows for near their fixed points, so that they are computed accurately."""
+        self._ledger.bring_near(rows)
+
     def far(self, rows: Seq[int]) -> float:
         """Largest relative residual in the last calls on rows; inf where there was none."""
         return max(self._ledger.residual(row) for row in rows)

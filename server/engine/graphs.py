@@ -122,7 +122,7 @@ class PaddedCall:
         rows, work, entries, reach, known, _ = parted = self._empty()
         for i, place in enumerate(arrangement.places):
             at = layout.positions[i]
-            rows[place], work[place], entries[place] = layout.row_ids[i], layout.work[i], 0
+            rows[place], work[place] = layout.row_ids[i], layout.work[i]
             entries[place] = at % slab.ring
             # As in ``Packing``: what is within the query's context.
             context = at % config.tgt_len + config.mem_len

@@ -10,7 +10,7 @@ tolerance that states are solved to.
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -19,7 +19,7 @@ from server.engine.batch import Batch
 from server.engine.next_token import NextToken
 from server.engine.requests import GenerateJob
 from server.engine.sampling import draw
-from server.engine.scheduler import Scheduler
+from server.engine.scheduler import STREAM_SLOWDOWN, Scheduler
 from server.engine.work import Run
 
 NEAR = 0.2
@@ -45,16 +45,21 @@ class Guesses:
     def __init__(self, batch: Batch, scheduler: Scheduler, *, most: int) -> None:
         """Takes the engine's parts, and how many tokens of a text are guessed at most."""
         self._batch, self._scheduler, self._most = batch, scheduler, most
-        self._right = self._wrong = 0
+        self._right = self._withdrawn = 0
 
-    def wanted(self, runs: Iterable[Run]) -> list[Guess]:
-        """Guesses to be made now."""
+    def wanted(self, runs: Iterable[Run], drawing: Collection[Run]) -> list[Guess]:
+        """Guesses to be made now, some of them in vain if what they follow is withdrawn first.
+
+        Args:
+            runs: all that there are.
+            drawing: those whose next token is drawn now: a guess of theirs is about to be settled.
+        """
         texts = [run for run in runs if isinstance(run.work.job, GenerateJob)]
         most = self._worth(len(texts))
         return [
             Guess(run, self._batch.standing(run.sequence.rows[-1]))
             for run in texts
-            if self._may_go_on(run, most)
+            if self._may_go_on(run, most + (run in drawing))
         ]
 
     def _worth(self, texts: int) -> int:
@@ -63,10 +68,11 @@ class Guesses:
         if costs is None or not texts:
             return self._most
         base = costs.seconds(texts)
-        depths = range(1, self._most + 1)
-        return max(
-            (n for n in depths if costs.seconds(texts * (1 + n)) <= (1 + n / 2) * base), default=0
-        )
+        pays = [
+            costs.seconds(texts * (1 + n)) <= min(1 + n / 2, STREAM_SLOWDOWN) * base
+            for n in range(1, self._most + 1)
+        ]
+        return max((n for n, does in enumerate(pays, start=1) if does), default=0)
 
     def _may_go_on(self, run: Run, most: int) -> bool:
         work, sequence = run.work, run.sequence
@@ -125,13 +131,13 @@ class Guesses:
             self._withdraw(run)
 
     def _withdraw(self, run: Run) -> None:
-        self._wrong += run.sequence.guessed
+        self._withdrawn += run.sequence.guessed
         del run.targets[len(run.targets) - run.sequence.guessed :]
         self._scheduler.withdraw(run.sequence)
         run.ahead, run.asked = None, 0
 
     def take_counts(self) -> dict[str, int]:
-        """Guesses that have turned out right or wrong since last asked."""
-        counts = {"right": self._right, "wrong": self._wrong}
-        self._right = self._wrong = 0
+        """Guesses that turned out right, and those withdrawn, since last asked."""
+        counts = {"right": self._right, "withdrawn": self._withdrawn}
+        self._right = self._withdrawn = 0
         return counts

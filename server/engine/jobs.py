@@ -188,14 +188,15 @@ class JobRunner:
         predictions = self._runs.take_predictions()
         score(self._softmax, [p for p in predictions if p.target is not None])
         drawing = [p for p in predictions if p.target is None]
-        guessing = self._guesses.wanted(self._runs)
+        guessing = self._guesses.wanted(self._runs, {p.run for p in drawing})
         states = [p.hidden for p in drawing] + [guess.hidden for guess in guessing]
         found = sources(self._softmax, states)
         for prediction, source in zip(drawing, found, strict=False):
             with self._answers.alone(prediction.run.work):
                 self._guesses.settle(prediction.run, draw_next(prediction, source))
         for guess, source in zip(guessing, found[len(drawing) :], strict=True):
-            self._guesses.make(guess, source)
+            with self._answers.alone(guess.run.work):
+                self._guesses.make(guess, source)
         self.observer.guessed(**self._guesses.take_counts())
 
     def _finish_runs(self) -> None:

@@ -1,5 +1,6 @@
 """What is known of the solves, and which tokens are done after a call of f. No torch."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from server.engine.layout import Layout
@@ -17,6 +18,8 @@ class _Row:
 
     Attributes:
         nfe: calls of f on it.
+        ahead: those of them made while it was a guess, with a history that was not final: they are
+            not of its budget.
         residual: relative, in the last of them.
         far: whether it is far enough from its fixed point for a rough f.
         rough: whether its last call was of the rough f.
@@ -25,10 +28,16 @@ class _Row:
     """
 
     nfe: int = 0
+    ahead: int = 0
     residual: float = float("inf")
     far: bool = True
     rough: bool = False
     settled: bool = True
+
+    @property
+    def charged(self) -> int:
+        """Calls of f of its budget."""
+        return self.nfe - self.ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +84,11 @@ class Ledger:
         """Relative residual in the last call on a row; inf before the first."""
         return self._rows[row].residual
 
+    def bring_near(self, rows: Iterable[int]) -> None:
+        """Takes rows for near their fixed points."""
+        for row in rows:
+            self._rows[row].far = False
+
     def most_calls(self, layout: Layout) -> int:
         """Calls of f on the row that has had most."""
         return max(self._rows[row].nfe for row in layout.row_ids)
@@ -84,12 +98,12 @@ class Ledger:
         wishes = []
         for sequence in layout.sequences:
             # What a token is accepted with when its budget is spent must be of the accurate f.
-            most = min(options[sequence].max_nfe - 1, MOST_ROUGH)
+            most = options[sequence].max_nfe - 1
             behind_far = False
             for row in (self._rows[row_id] for row_id in sequence.active):
                 # Behind a token that is far, more than rough is wasted: its history will change.
                 behind_far = behind_far or row.far
-                wishes.append(behind_far and row.nfe < most)
+                wishes.append(behind_far and row.charged < most and row.nfe < MOST_ROUGH)
         return rough_rows(wishes, costs)
 
     def settled(self, layout: Layout, rough: set[int]) -> list[bool]:
@@ -108,9 +122,11 @@ class Ledger:
         at = 0
         for sequence in layout.sequences:
             switch = switch_residual(options[sequence].tol)
-            for row_id in sequence.active:
+            known = sequence.left - sequence.guessed
+            for i, row_id in enumerate(sequence.active):
                 row = self._rows[row_id]
                 row.nfe += 1
+                row.ahead += i >= known
                 row.residual = residual[at]
                 row.far = row.far and residual[at] > switch
                 row.settled = True
@@ -131,7 +147,7 @@ class Ledger:
                 at = offset + i
                 state = self._rows[row]
                 converged = measured and not state.rough and residual[at] <= solve.tol
-                if not converged and state.nfe < solve.max_nfe:
+                if not converged and state.charged < solve.max_nfe:
                     break
                 index = sequence.accepted + i
                 verdicts.append(

@@ -15,8 +15,8 @@ class Observer(Protocol):
     def shared(self, tokens: int) -> None:
         """So many tokens were taken over, as others had solved them."""
 
-    def guessed(self, *, right: int, wrong: int) -> None:
-        """So many guesses of tokens to be drawn have turned out right, and so many were in vain."""
+    def guessed(self, *, right: int, withdrawn: int) -> None:
+        """So many guesses of tokens to be drawn have turned out right, so many were withdrawn."""
 
     def step(self, *, rows: int, sequences: int, seconds: float) -> None:
         """One call of f was made on ``rows`` tokens of ``sequences`` sequences."""
@@ -34,7 +34,7 @@ class Unobserved:
     def shared(self, tokens: int) -> None:
         """Ignores them."""
 
-    def guessed(self, *, right: int, wrong: int) -> None:
+    def guessed(self, *, right: int, withdrawn: int) -> None:
         """Ignores them."""
 
     def step(self, *, rows: int, sequences: int, seconds: float) -> None:

@@ -24,7 +24,7 @@ class Costs:
 
 
 def switch_residual(tol: float) -> float:
-    """At which residual a row goes on with the accurate f, for good."""
+    """At which residual a row goes on with the accurate f, once all before it do."""
     return max(SWITCH, 2 * tol)
 
 

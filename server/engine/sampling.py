@@ -3,13 +3,9 @@
 Steady: with the same random number, states that are nearly the same nearly always give the same
 token, however many words there are. Each word has a number of its own, drawn from the exponential
 distribution, and the word whose weight is largest against its number wins (the Gumbel-max trick).
-A change of the weights so changes the winner with a chance of at most twice their distance in total
-variation; the inverse of the cumulated distribution has no such bound. So a token can be guessed
-before its predecessor's state is final (``guessing.py``).
-
-A tail's words together, whatever is done to them, weigh no more than can be told from the tail's
-own probability. So the words of a tail are computed only when a draw falls into that bound, or when
-a filter cannot tell whether it keeps one of them.
+A change of the filtered weights so changes the winner with a chance of at most about twice their
+distance in total variation; the inverse of the cumulated distribution has no such bound. So a token
+can be guessed before its predecessor's state is final (``guessing.py``).
 """
 
 import functools
@@ -197,7 +193,8 @@ class _Noise:
 def _exponential(key: int, count: int) -> Tensor:
     """Random numbers by a key of 128 bits; a guess and the draw that settles it share them."""
     generator = np.random.Generator(np.random.Philox(key=key))
-    return torch.from_numpy(generator.standard_exponential(count))
+    numbers = torch.from_numpy(generator.standard_exponential(count))
+    return numbers.clamp_(min=torch.finfo(numbers.dtype).tiny)  # 0 / 0 would win
 
 
 def _drawn(scores: _Scores, uniform: float) -> int:

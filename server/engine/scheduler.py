@@ -6,7 +6,7 @@ are accepted in order. In each call a first part of the window is *active*; the 
 """
 
 from collections import Counter, deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -104,7 +104,7 @@ class Sequence:
 
     @property
     def interactive(self) -> bool:
-        """Whether somebody waits for its next token: one row wide, however many are free."""
+        """Whether somebody waits for its next token: it has one that is known."""
         return self.draws and self.left == 1 + self.guessed
 
 
@@ -266,8 +266,9 @@ class Scheduler:
     def _grant(self) -> None:
         """Decides how many rows of each sequence take part in the next call.
 
-        First come the rows that are ready, as many as a call may have. If they are so few that a
-        call with more of them pays, the others of the windows follow.
+        First come the rows that are ready, as many as a call may have: guesses last, but half of
+        what is not spoken for is theirs. If they are so few that a call with more of them pays, the
+        others of the windows follow.
         """
         spoken = waiting = streams = 0
         for sequence in self._running:
@@ -279,15 +280,18 @@ class Scheduler:
                 waiting += not sequence.granted
                 streams += interactive
         most = self._most_rows(spoken=spoken, waiting=waiting, streams=streams)
-        rows = spoken + self._share(most - spoken, ready=True)
+        spare = most - spoken
+        guesses = sum(min(sequence.guessed, sequence.ready) for sequence in self._running)
+        rows = spoken + self._share(spare - min(guesses, spare // 2), _ready_known)
+        rows += self._share(most - rows, _ready)
         if rows < min(most, self._best_rows):
-            self._share(min(most, self._best_rows) - rows, ready=False)
+            self._share(min(most, self._best_rows) - rows, _near_or_not)
 
-    def _share(self, amount: int, *, ready: bool) -> int:
-        """Grants up to ``amount`` rows more, of those that are ready or of all; how many."""
+    def _share(self, amount: int, rows_of: Callable[[Sequence], int]) -> int:
+        """Grants up to ``amount`` rows more, of ``rows_of`` each sequence; how many."""
         wanted = 0
         for sequence, sharer in self._running.items():
-            sharer.want = max(0, self._wanted(sequence, ready=ready) - sequence.granted)
+            sharer.want = max(0, self._wanted(sequence, rows_of(sequence)) - sequence.granted)
             wanted += sharer.want
         if wanted > amount:
             self._owners.gather()
@@ -299,16 +303,15 @@ class Scheduler:
             sequence.granted += sharer.given
         return min(wanted, amount)
 
-    def _wanted(self, sequence: Sequence, *, ready: bool) -> int:
-        """Rows that a sequence has a use for.
+    def _wanted(self, sequence: Sequence, rows: int) -> int:
+        """Rows that a sequence has a use for, of so many.
 
         While its first token stalls, calls on later ones are wasted: they would only spend their
         budget on a history that is still wrong. So they rest, and keep what they have learned.
         """
         if sequence.stalled_calls >= STALL_CALLS:
             return min(1, sequence.left)
-        wanted = sequence.ready if ready else max(sequence.ready, LOOKAHEAD)
-        return min(self._window, sequence.left, wanted)
+        return min(self._window, sequence.left, rows)
 
     def _most_rows(self, *, spoken: int, waiting: int, streams: int) -> int:
         """How many rows the next call may have: no more than streams bear.
@@ -347,3 +350,16 @@ class Scheduler:
         sequence.accepted += count
         sequence.granted -= count
         sequence.stalled_calls = 0 if count else sequence.stalled_calls + 1
+
+
+def _ready_known(sequence: Sequence) -> int:
+    """Rows that are worth a call, but guesses."""
+    return min(sequence.ready, sequence.left - sequence.guessed)
+
+
+def _ready(sequence: Sequence) -> int:
+    return sequence.ready
+
+
+def _near_or_not(sequence: Sequence) -> int:
+    return max(sequence.ready, LOOKAHEAD)

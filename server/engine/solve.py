@@ -40,7 +40,7 @@ class SolveStats:
 
     Attributes:
         nfe_total: calls of f with at least one row of the request.
-        token_evaluations: rows of f computed for it.
+        token_evaluations: rows of f computed for its accepted tokens.
         solved_tokens: tokens accepted, the priming <eos> included.
         residual_sum: of the residuals at acceptance that are finite.
         residual_max: largest residual at acceptance.

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 WIDTH = 8
 """Rows of a sequence in the calls that are timed."""
+NEAR = 3
+"""One row in so many, the first ones of each sequence, is near its fixed point there: of scored
+text 3.3 of 9.9 calls on a token were accurate."""
 _NEVER = Solve(tol=1e-30, max_nfe=1 << 30)
 
 
@@ -43,7 +46,7 @@ def call_costs(batch: "Batch", slab: Slab, limits: EngineLimits) -> CostCurve:
 
 
 def _time_call(batch: "Batch", slab: Slab, limits: EngineLimits, rows: int) -> float:
-    """A call with whole memories, of tokens that are not accepted."""
+    """A call in the midst of solves, with whole memories, of tokens that are not accepted."""
     scheduler = Scheduler(
         max_batch_tokens=limits.max_batch_tokens,
         max_running=limits.max_running,
@@ -57,6 +60,8 @@ def _time_call(batch: "Batch", slab: Slab, limits: EngineLimits, rows: int) -> f
         scheduler.add(sequence)
         options[sequence] = _NEVER
     batch.enter(scheduler.enter())
+    for sequence in options:
+        batch.bring_near(sequence.active[: -(-len(sequence.active) // NEAR)])
     return _warm(lambda: batch.step(scheduler, options))
 
 

@@ -219,3 +219,4 @@ def running_engine(
         assert engine.snapshot().slots_used == engine.sessions.holding()
     finally:
         engine.stop(grace_s=5)
+    assert len(engine._scheduler._free_rows) == engine.limits.max_batch_tokens

@@ -83,6 +83,8 @@ def assert_follows(counts: Counter[int], chances: list[float]) -> None:
         (Sampling(min_p=0.3), ()),
         (Sampling(temperature=1.3, top_k=12, top_p=0.9, min_p=0.05), ()),
         (Sampling(repetition_penalty=1.8, top_k=10), (0, 3, 12, 30)),
+        (Sampling(repetition_penalty=1.8), (0, 3, 12, 30)),
+        (Sampling(repetition_penalty=0.4, temperature=1.2), (2, 13, 30, 31)),
     ],
 )
 def test_frequencies_follow_the_definition(sampling: Sampling, seen: tuple[int, ...]) -> None:

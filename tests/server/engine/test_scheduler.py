@@ -79,19 +79,32 @@ class Simulation:
         for s in running:
             assert s.active == list(s.rows)[: s.granted]
             assert s.granted <= min(self.window, s.left)
-            assert not s.interactive or s.granted == 1
+            assert not s.interactive or s.guessed or s.granted == 1
             begun, interactive = before[s]
             assert s.granted or s.done or (begun and not interactive), "it has to wait"
         self._check_time(sum(not begun for begun, _ in before.values()))
         self._check_waiting()
         for s in scheduler.active:
-            done = data.draw(st.integers(0, s.granted))
+            done = data.draw(st.integers(0, min(s.granted, s.left - s.guessed)))
             scheduler.accept(s, done, near=data.draw(st.integers(0, s.granted - done)))
-            if s.done and s.draws and self.drawn[s] < 5:
-                self.drawn[s] += 1
-                s.inputs.append(0)
-            elif s.done:
+            if s.draws:
+                self._draw(data, s)
+            if s.done:
                 scheduler.remove(s)
+
+    def _draw(self, data: st.DataObject, s: Sequence) -> None:
+        """Draws the next token if it is time, guessed or not; and guesses one more."""
+        if s.left == s.guessed:
+            self.drawn[s] += 1
+            if s.guessed and self.drawn[s] <= 5 and data.draw(st.booleans()):
+                s.guessed -= 1
+            else:
+                self.scheduler.withdraw(s)
+                s.inputs += [0] * (self.drawn[s] <= 5)
+        if len(s.rows) == s.left > 0 and s.guessed < 4 and data.draw(st.booleans()):
+            s.inputs.append(0)
+            s.guessed += 1
+        self.entered[s] = s.entered
 
     def _check_time(self, new: int) -> None:
         scheduler, costs = self.scheduler, self.scheduler.costs
