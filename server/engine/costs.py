@@ -15,7 +15,7 @@ anything beyond. 0.7 is right for the one where widths are usual, and near for t
 one costs little: around the best width the speed is flat.
 """
 
-REPEATS = 3
+REPEATS = 5
 """How often a call of a size is timed; the quickest counts, the others were disturbed."""
 
 _MOST_ROWS = 1 << 20

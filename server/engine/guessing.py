@@ -19,11 +19,14 @@ from server.engine.batch import Batch
 from server.engine.next_token import NextToken
 from server.engine.requests import GenerateJob
 from server.engine.sampling import draw
-from server.engine.scheduler import STREAM_SLOWDOWN, Scheduler
+from server.engine.scheduler import Scheduler
 from server.engine.work import Run
 
 NEAR = 0.2
 """Relative residual within which all of a window must be for a token behind it to be guessed."""
+
+LONGEST = 2.0
+"""How much longer a call may take for guesses: others wait for its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ class Guesses:
             return self._most
         base = costs.seconds(texts)
         pays = [
-            costs.seconds(texts * (1 + n)) <= min(1 + n / 2, STREAM_SLOWDOWN) * base
+            costs.seconds(texts * (1 + n)) <= min(1 + n / 2, LONGEST) * base
             for n in range(1, self._most + 1)
         ]
         return max((n for n, does in enumerate(pays, start=1) if does), default=0)

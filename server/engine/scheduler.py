@@ -6,7 +6,7 @@ are accepted in order. In each call a first part of the window is *active*; the 
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -32,7 +32,7 @@ A token that is called often while those before it move learns what is no longer
 rows one in a hundred or so spent its whole budget, of 16 none did.
 """
 
-STREAM_SLOWDOWN = 1.8
+STREAM_SLOWDOWN = 1.4
 """How much longer a call may take than with the rows of streams alone.
 
 What the user sees is to be at most twice: the rest is for what a call does beside f.
@@ -266,32 +266,42 @@ class Scheduler:
     def _grant(self) -> None:
         """Decides how many rows of each sequence take part in the next call.
 
-        First come the rows that are ready, as many as a call may have: guesses last, but half of
-        what is not spoken for is theirs. If they are so few that a call with more of them pays, the
-        others of the windows follow.
+        First come the rows that are ready, as many as a call may have: those of streams before all
+        others, guesses included. If they are so few that a call with more of them pays, the others
+        of the windows follow.
         """
-        spoken = waiting = streams = 0
+        spoken = waiting = 0
+        streams = []
         for sequence in self._running:
             sequence.granted = 0
             if sequence.left:
-                interactive = sequence.interactive
-                sequence.granted = int(interactive or not sequence.begun)
+                sequence.granted = int(sequence.interactive or not sequence.begun)
                 spoken += sequence.granted
                 waiting += not sequence.granted
-                streams += interactive
-        most = self._most_rows(spoken=spoken, waiting=waiting, streams=streams)
-        spare = most - spoken
-        guesses = sum(min(sequence.guessed, sequence.ready) for sequence in self._running)
-        rows = spoken + self._share(spare - min(guesses, spare // 2), _ready_known)
-        rows += self._share(most - rows, _ready)
+                if sequence.interactive:
+                    streams.append(sequence)
+        guesses = self._grant_guesses(streams, self._most - spoken - min(1, waiting))
+        spoken += guesses
+        most = self._most_rows(spoken=spoken, waiting=waiting, streams=len(streams) + guesses)
+        rows = spoken + self._share(most - spoken, ready=True)
         if rows < min(most, self._best_rows):
-            self._share(min(most, self._best_rows) - rows, _near_or_not)
+            self._share(min(most, self._best_rows) - rows, ready=False)
 
-    def _share(self, amount: int, rows_of: Callable[[Sequence], int]) -> int:
-        """Grants up to ``amount`` rows more, of ``rows_of`` each sequence; how many."""
+    def _grant_guesses(self, streams: list[Sequence], room: int) -> int:
+        """Grants streams the rows of their guesses that are ready; how many those are."""
+        granted = 0
+        for sequence in streams:
+            wanted = self._wanted(sequence, ready=True) - sequence.granted
+            more = max(0, min(wanted, room - granted))
+            sequence.granted += more
+            granted += more
+        return granted
+
+    def _share(self, amount: int, *, ready: bool) -> int:
+        """Grants up to ``amount`` rows more, of those that are ready or of all; how many."""
         wanted = 0
         for sequence, sharer in self._running.items():
-            sharer.want = max(0, self._wanted(sequence, rows_of(sequence)) - sequence.granted)
+            sharer.want = max(0, self._wanted(sequence, ready=ready) - sequence.granted)
             wanted += sharer.want
         if wanted > amount:
             self._owners.gather()
@@ -303,15 +313,16 @@ class Scheduler:
             sequence.granted += sharer.given
         return min(wanted, amount)
 
-    def _wanted(self, sequence: Sequence, rows: int) -> int:
-        """Rows that a sequence has a use for, of so many.
+    def _wanted(self, sequence: Sequence, *, ready: bool) -> int:
+        """Rows that a sequence has a use for.
 
         While its first token stalls, calls on later ones are wasted: they would only spend their
         budget on a history that is still wrong. So they rest, and keep what they have learned.
         """
         if sequence.stalled_calls >= STALL_CALLS:
             return min(1, sequence.left)
-        return min(self._window, sequence.left, rows)
+        wanted = sequence.ready if ready else max(sequence.ready, LOOKAHEAD)
+        return min(self._window, sequence.left, wanted)
 
     def _most_rows(self, *, spoken: int, waiting: int, streams: int) -> int:
         """How many rows the next call may have: no more than streams bear.
@@ -350,16 +361,3 @@ class Scheduler:
         sequence.accepted += count
         sequence.granted -= count
         sequence.stalled_calls = 0 if count else sequence.stalled_calls + 1
-
-
-def _ready_known(sequence: Sequence) -> int:
-    """Rows that are worth a call, but guesses."""
-    return min(sequence.ready, sequence.left - sequence.guessed)
-
-
-def _ready(sequence: Sequence) -> int:
-    return sequence.ready
-
-
-def _near_or_not(sequence: Sequence) -> int:
-    return max(sequence.ready, LOOKAHEAD)

@@ -110,7 +110,7 @@ class Simulation:
         scheduler, costs = self.scheduler, self.scheduler.costs
         rows = scheduler.active_rows
         assert rows <= self.max_batch_tokens
-        streams = sum(s.interactive for s in scheduler.running)
+        streams = sum(s.granted for s in scheduler.running if s.interactive)
         if costs is not None and streams and rows > streams + new + 1:
             assert costs.seconds(rows) <= STREAM_SLOWDOWN * costs.seconds(streams)
 
