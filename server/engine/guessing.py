@@ -25,7 +25,10 @@ from server.engine.work import Run
 NEAR = 0.2
 """Relative residual within which all of a window must be for a token behind it to be guessed."""
 
-LONGEST = 2.0
+SHARE = 0.75
+"""Of the time of the rows that are known, what as many guesses may add: as many rows take as many
+calls less, and one in ten guesses is withdrawn."""
+LONGEST = 3.0
 """How much longer a call may take for guesses: others wait for its end."""
 
 
@@ -72,7 +75,7 @@ class Guesses:
             return self._most
         base = costs.seconds(texts)
         pays = [
-            costs.seconds(texts * (1 + n)) <= min(1 + n / 2, LONGEST) * base
+            costs.seconds(texts * (1 + n)) <= min(1 + SHARE * n, LONGEST) * base
             for n in range(1, self._most + 1)
         ]
         return max((n for n, does in enumerate(pays, start=1) if does), default=0)
