@@ -135,6 +135,10 @@ class RowSolver:
         if self._search is not None:
             self._search.start(rows)
 
+    def forget(self, rows: Rows) -> None:
+        """Forgets how f has changed with z in rows; where they stand they stay."""
+        self._rule.forget(rows)
+
     def propose(self, rows: Rows) -> Tensor:
         """The states at which f is wanted next, ``(n, dim)``, always finite."""
         return _taken(self._state[:, _NEXT], rows)

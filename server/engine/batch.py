@@ -185,6 +185,8 @@ class Batch:
             The accepted tokens, each sequence's in order.
         """
         layout = self._layouts.of(scheduler.active)
+        if relearning := self._ledger.relearning(layout):
+            self._solver.forget(sent(relearning, self._injection.device))
         rough = self._choose(layout, options)
         settled = self._ledger.settled(layout, set(rough))
         residual = self._calls.call(

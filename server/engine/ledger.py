@@ -20,6 +20,7 @@ class _Row:
         nfe: calls of f on it.
         ahead: those of them made while it was a guess, with a history that was not final: they are
             not of its budget.
+        early: whether its last call came before its turn: a token before it was far.
         residual: relative, in the last of them.
         far: whether it is far enough from its fixed point for a rough f.
         rough: whether its last call was of the rough f.
@@ -29,6 +30,7 @@ class _Row:
 
     nfe: int = 0
     ahead: int = 0
+    early: bool = False
     residual: float = float("inf")
     far: bool = True
     rough: bool = False
@@ -88,6 +90,20 @@ class Ledger:
         """Takes rows for near their fixed points."""
         for row in rows:
             self._rows[row].far = False
+
+    def relearning(self, layout: Layout) -> list[int]:
+        """Rows whose turn has come, after calls that came before it.
+
+        What their solves learned meanwhile is about histories that were moving.
+        """
+        found = []
+        for sequence in layout.sequences:
+            for i, row_id in enumerate(sequence.active):
+                row, early = self._rows[row_id], i >= sequence.ready
+                if row.early and not early:
+                    found.append(row_id)
+                row.early = early
+        return found
 
     def most_calls(self, layout: Layout) -> int:
         """Calls of f on the row that has had most."""

@@ -189,7 +189,7 @@ class _Noise:
         return _exponential(bits << 64 | self._turn << 32 | cluster + 1, count)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=256)
 def _exponential(key: int, count: int) -> Tensor:
     """Random numbers by a key of 128 bits; a guess and the draw that settles it share them."""
     generator = np.random.Generator(np.random.Philox(key=key))

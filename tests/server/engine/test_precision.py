@@ -10,6 +10,8 @@ from deq_model.feed_forward import Int8FeedForward, has_int8
 from deq_model.model import DEQLanguageModel
 from server.engine.batch import Accepted, Batch
 from server.engine.costs import CostCurve
+from server.engine.layout import Layout
+from server.engine.ledger import Ledger
 from server.engine.limits import EngineLimits
 from server.engine.precision import SWITCH, Costs, rough_rows, switch_residual
 from server.engine.requests import Sampling
@@ -139,3 +141,21 @@ def test_measured_costs_cover_whole_calls_and_leave_no_trace() -> None:
     with running_engine(model, limits) as caller:
         plain = logprobs(caller.result(caller.score(TOKENS)))
     assert measured == pytest.approx(plain, abs=1e-5)
+
+
+def test_rows_learn_anew_when_their_turn_comes() -> None:
+    """And only once; a row that had its calls in its turn keeps what it knows."""
+    sequence = Sequence(slot=0, start=0, inputs=[1, 2, 3])
+    scheduler = Scheduler(max_batch_tokens=3, max_running=1, window=3)
+    scheduler.add(sequence)
+    ledger = Ledger(3)
+    for entry in scheduler.enter():
+        ledger.begin(entry.row)
+    layout, rows = Layout.of([sequence]), list(sequence.rows)
+    assert sequence.ready == 1
+    assert ledger.relearning(layout) == []  # the second and the third are called early
+    sequence.ready = 2
+    assert ledger.relearning(layout) == [rows[1]]
+    assert ledger.relearning(layout) == []
+    sequence.ready = 4
+    assert ledger.relearning(layout) == [rows[2]]
