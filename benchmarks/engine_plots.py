@@ -78,7 +78,7 @@ def calls_per_token(results: dict[str, Any], setting: str) -> "Figure":
         axes.grid(axis="x", visible=False)
     grid[0, 0].set_ylabel("share of tokens")
     grid[-1, 0].set_xlabel("calls of f in a token's solve")
-    grid[0, 0].legend()
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower right", ncols=2)
     return figure
 
 
