@@ -31,6 +31,7 @@ def main(argv: Sequence[str], prog: str = "deqlm serve") -> int:
     try:
         config = parse_config(argv, prog)
         sources = config.sources()
+        config.check_exposure()
     except ServerConfigError as error:
         return _complain(prog, error, EXIT_USAGE)
     logging.basicConfig(

@@ -24,6 +24,7 @@ from deqlm.v1 import (
     tokenizer_pb2_grpc,
 )
 from server import health
+from server.channel import channel_options
 from server.config import METRICS_OFF, ServerConfig
 from server.engine.engine import Engine
 from server.guard import Guard
@@ -47,7 +48,6 @@ SERVICES = tuple(
 _LAST_WORDS_S = 1.0
 """What calls get to tell their clients how they ended."""
 
-_KEEPALIVE_MS = 30_000
 _LOOK_S = 1.0
 """How often the engines are looked after."""
 
@@ -69,8 +69,9 @@ class Server:
             load: makes the engines.
 
         Raises:
-            ServerConfigError: there is no model to serve.
+            ServerConfigError: there is no model to serve, or it would be open to the world.
         """
+        config.check_exposure()
         self.config = config
         self.metrics = Metrics()
         self.port = 0
@@ -160,19 +161,7 @@ class Server:
             await asyncio.to_thread(self._endpoint.close)
 
     def _make_server(self) -> grpc.aio.Server:
-        size = self.config.max_message_bytes
-        server = grpc.aio.server(
-            interceptors=[self._guard],
-            options=[
-                ("grpc.max_receive_message_length", size),
-                ("grpc.max_send_message_length", -1),
-                # A client whose machine is gone sends no end: ask, and give its session back.
-                ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
-                ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS // 2),
-                # Two servers on one port would each get some of the calls.
-                ("grpc.so_reuseport", 0),
-            ],
-        )
+        server = grpc.aio.server(interceptors=[self._guard], options=channel_options(self.config))
         edge = Edge(
             registry=self._registry,
             limits=self.config.request_limits,
