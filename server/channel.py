@@ -10,8 +10,8 @@ Option = tuple[str, int]
 def channel_options(config: ServerConfig) -> tuple[Option, ...]:
     """Arguments of the port for calls.
 
-    A message that is too long, and a call too many on a connection, are refused with
-    RESOURCE_EXHAUSTED or wait at the client; whatever else goes beyond a limit costs the connection.
+    What is too long is refused with RESOURCE_EXHAUSTED, a call too many on a connection waits at
+    the client; whatever else goes beyond a limit costs the connection.
     """
     return (
         ("grpc.max_receive_message_length", config.max_message_bytes),

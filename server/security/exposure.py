@@ -1,4 +1,4 @@
-"""Whether a server may listen where it is told to: beyond this machine only when it is protected."""
+"""Whether a server may listen where it is told to: beyond this machine only if protected."""
 
 import ipaddress
 
@@ -6,7 +6,7 @@ from server.security.options import SecurityOptions
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a host; of names, only ``localhost`` is taken at its word.
+    """Whether only this machine can reach a host; of names, ``localhost`` alone is taken so.
 
     >>> [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "example.org")]
     [True, True, True, False, False]

@@ -15,7 +15,7 @@ class SecurityOptions:
         max_idle_s: seconds without a call after which a connection is closed.
         handshake_s: seconds that a client gets to set up a connection.
         min_ping_s: least seconds between a connection's pings; one that pings faster is closed.
-    """  # noqa: E501 - the lines are the help texts
+    """
 
     insecure: bool = False
     max_metadata_bytes: int = 16_384

@@ -21,11 +21,9 @@ def test_this_machine(host):
 )
 def test_beyond_it(host):
     assert not is_loopback(host)
-    with pytest.raises(
-        ServerConfigError, match=r"^host must be of this machine alone .*--insecure"
-    ):
+    with pytest.raises(ServerConfigError, match=r"^host must be of this machine alone.*--insecure"):
         Server(ServerConfig(host=host))
-    with pytest.raises(ServerConfigError, match="^metrics_host must be of this machine alone"):
+    with pytest.raises(ServerConfigError, match=r"^metrics_host must be of this machine alone"):
         Server(ServerConfig(metrics_host=host))
     ServerConfig(metrics_host=host, metrics_port=-1).check_exposure()
     ServerConfig(host=host, metrics_host=host, insecure=True).check_exposure()
