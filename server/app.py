@@ -29,8 +29,13 @@ from server.config import METRICS_OFF, ServerConfig
 from server.engine.engine import Engine
 from server.guard import Guard
 from server.loading import Loader, load_engine
-from server.metrics import Metrics, MetricsEndpoint
+from server.metrics import Metrics
+from server.metrics_endpoint import MetricsEndpoint
 from server.registry import Registry
+from server.security.access import TOKEN_KEY, Access, check_rights, kind_of
+from server.security.errors import SecurityError
+from server.security.gate import Gate
+from server.security.rights import METRICS
 from server.servicers.edge import Edge
 from server.servicers.generation import GenerationServicer
 from server.servicers.models import ModelServicer
@@ -70,10 +75,12 @@ class Server:
 
         Raises:
             ServerConfigError: there is no model to serve, or it would be open to the world.
+            AuthFileError: the file of those who may call is not as it must be.
         """
         config.check_exposure()
         self.config = config
         self.metrics = Metrics()
+        self._access = Access(config)
         self.port = 0
         self.metrics_port: int | None = None
         self._sources = config.sources()
@@ -114,7 +121,7 @@ class Server:
         Raises:
             StartError: a port is in use.
         """
-        self._guard = Guard(self.metrics)
+        self._guard = Guard(self.metrics, Gate(self.config, self._access, self.metrics.security))
         self._health = health.Health(SERVICES)
         self._server = self._make_server()
         self.port = self._bind()
@@ -198,13 +205,28 @@ class Server:
         if port == METRICS_OFF:
             return
         try:
-            self._endpoint = MetricsEndpoint(self.metrics, host=host, port=port)
+            is_open = self.config.open_metrics or not self._access.is_asked
+            self._endpoint = MetricsEndpoint(
+                self.metrics.registry,
+                host=host,
+                port=port,
+                allow=None if is_open else self._may_see_metrics,
+            )
         except OSError as error:
             raise StartError(
                 f"cannot listen on {host}:{port} for metrics: {error.strerror}; choose others with "
                 "--metrics-host and --metrics-port (0 takes a free port, -1 turns metrics off)"
             ) from error
         self.metrics_port = self._endpoint.port
+
+    def _may_see_metrics(self, header: str | None) -> None:
+        """Raises SecurityError unless a header shows somebody who may."""
+        metadata = () if header is None else ((TOKEN_KEY, header),)
+        try:
+            check_rights(self._access.identify(metadata, {}, ""), METRICS, "metrics")
+        except SecurityError as error:
+            self.metrics.security.turned_away(kind_of(error))
+            raise
 
     async def _load_all(self) -> None:
         for source in self._sources:
