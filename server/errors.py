@@ -18,6 +18,7 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 
 from deq_model.tokenizers import errors as tokenizer_errors
 from server.engine import errors as engine_errors
+from server.security import errors as security_errors
 
 DOMAIN = "deqlm"
 RETRY_BUSY_S = 0.2
@@ -158,6 +159,9 @@ RULES: tuple[Rule, ...] = (
     Rule(UnknownText, _Code.INVALID_ARGUMENT, "UNKNOWN_TEXT", _bad_request),
     Rule(ModelNotFound, _Code.NOT_FOUND, "MODEL_NOT_FOUND", _missing_model),
     Rule(NotReady, _Code.UNAVAILABLE, "NOT_READY", _retry_later),
+    Rule(security_errors.Unauthenticated, _Code.UNAUTHENTICATED, "UNAUTHENTICATED"),
+    Rule(security_errors.PermissionMissing, _Code.PERMISSION_DENIED, "PERMISSION_DENIED"),
+    Rule(security_errors.QuotaExceeded, _Code.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED", _retry_later),
     Rule(engine_errors.InvalidRequest, _Code.INVALID_ARGUMENT, "INVALID_REQUEST", _bad_request),
     Rule(engine_errors.SessionNotFound, _Code.NOT_FOUND, "SESSION_NOT_FOUND", _missing_session),
     Rule(engine_errors.SessionBusy, _Code.ABORTED, "SESSION_BUSY", _busy_session),
