@@ -77,12 +77,12 @@ class Server:
         config.check_exposure()
         self.config = config
         self.metrics = Metrics()
-        self._guarding = Guarding(config, self.metrics.security)
         self.port = 0
         self.metrics_port: int | None = None
         self._sources = config.sources()
         self._load = load
         self._registry = Registry([source.name for source in self._sources])
+        self._guarding = Guarding(config, self.metrics.security, self._registry.usage)
         self._engines: list[Engine] = []
         self._endpoint: MetricsEndpoint | None = None
         self._loading: asyncio.Task[None] | None = None

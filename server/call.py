@@ -16,6 +16,7 @@ from server.engine.errors import DeadlineExceeded, EngineFailed
 from server.engine.requests import GenerateJob, Lease, ScoreJob
 from server.engine.results import TERMINAL, Event, Failed, Generated, Scored
 from server.security.principals import Principal
+from server.security.quotas import Meter
 
 E = TypeVar("E", Scored, Generated)
 
@@ -41,6 +42,7 @@ class Call:
         model: that it turned out to be about, for metrics.
         finished: reason for which it ended in an orderly way, for metrics.
         principal: who called; None where nobody is asked.
+        meter: what that may use; None for as much as there is.
     """
 
     context: grpc.aio.ServicerContext[Any, Any]
@@ -53,6 +55,7 @@ class Call:
     model: str = ""
     finished: str = ""
     principal: Principal | None = None
+    meter: Meter | None = None
     _jobs: int = field(default=0)
 
     @classmethod
@@ -86,6 +89,16 @@ class Call:
         """An id for one more job of this call."""
         self._jobs += 1
         return f"{self.request_id}-{self._jobs}"
+
+    def take_tokens(self, count: int) -> None:
+        """Count tokens that are about to be solved. Raises QuotaExceeded."""
+        if self.meter is not None:
+            self.meter.take_tokens(count)
+
+    def add_tokens(self, count: int) -> None:
+        """Count tokens that nobody could count before; give some back with a number below 0."""
+        if self.meter is not None:
+            self.meter.add_tokens(count)
 
     async def accept(self) -> None:
         """Send the headers now: the client learns that its call has begun, before any answer.

@@ -1,18 +1,22 @@
 """Stands before every method of the port: asks who calls, and whether that may be."""
 
 import inspect
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 
 from server.call import Call
+from server.registry import Usage
 from server.security.access import Access, check_owner, check_rights, kind_of
 from server.security.counts import SecurityCounts
 from server.security.errors import SecurityError
 from server.security.options import SecurityOptions
 from server.security.principals import Principal
-from server.security.rights import needed
+from server.security.quotas import Meters
+from server.security.rights import MAKE_SESSIONS, needed
 
 _HEALTH = "/grpc.health.v1.Health/"
 
@@ -24,16 +28,49 @@ Refuse = Callable[[Call, Exception], Awaitable[None]]
 class Gate:
     """Lets callers through, or raises a SecurityError, which is counted."""
 
-    def __init__(self, options: SecurityOptions, access: Access, counts: SecurityCounts) -> None:
-        """Ask ``access`` who callers are."""
-        self._options, self._access, self._counts = options, access, counts
+    def __init__(
+        self,
+        options: SecurityOptions,
+        access: Access,
+        counts: SecurityCounts,
+        usage: Callable[[str], Usage],
+    ) -> None:
+        """Ask who callers are, and look at what they use.
 
-    def admit(self, call: Call, path: str) -> None:
-        """Let a call to one of our methods through; it belongs to its principal from now on.
+        Args:
+            options: what is open to all.
+            access: knows callers.
+            counts: of those turned away.
+            usage: what an owner's sessions take.
+        """
+        self._options, self._access, self._counts = options, access, counts
+        self._usage = usage
+        self._meters = Meters(time.monotonic)
+
+    @asynccontextmanager
+    async def admitted(self, call: Call, path: str) -> AsyncIterator[None]:
+        """A call to one of our methods, which belongs to its principal from now on.
 
         Raises:
-            Unauthenticated, PermissionMissing: as the error says.
+            Unauthenticated, PermissionMissing, QuotaExceeded: as the error says.
         """
+        self._admit(call, path)
+        meter = call.meter
+        if meter is None:
+            yield
+            return
+        with meter.running():
+            if call.method not in MAKE_SESSIONS or not meter.bounds_sessions:
+                yield
+                return
+            async with meter.making_session:
+                held = self._usage(call.owner)
+                meter.check_session(
+                    held=held.sessions, held_bytes=held.bytes, more_bytes=held.more_bytes
+                )
+                yield
+
+    def _admit(self, call: Call, path: str) -> None:
         try:
             principal = self._identify(call)
             check_rights(principal, needed(path), call.method)
@@ -42,7 +79,7 @@ class Gate:
             self._counts.turned_away(kind_of(error))
             raise
         if principal.name:
-            call.principal = principal
+            call.principal, call.meter = principal, self._meters.of(principal)
             call.sharer = f"owner {principal.name}"
 
     def greet(self, call: Call) -> None:

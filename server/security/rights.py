@@ -30,6 +30,9 @@ METHODS: Final[Mapping[str, frozenset[Right]]] = {
 }
 """Service and method, without the package: rights of which a caller needs one."""
 
+MAKE_SESSIONS: Final = frozenset({"CreateSession", "ForkSession", "ImportSession"})
+"""Methods after which there is one session more."""
+
 
 def needed(path: str) -> frozenset[Right]:
     """Rights of which the caller of a method needs one.

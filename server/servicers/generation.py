@@ -51,6 +51,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             fields.prompt, engine.tokenizer, name="prompt", may_be_unknown=view is not None
         )
         check_token_count("prompt", len(prompt), self._edge.limits)
+        call.take_tokens(len(prompt))
         seed = secrets.randbits(_SEED_BITS) if fields.seed is None else fields.seed
         started = generation_pb2.GenerationStarted(
             model=engine.name,
@@ -97,6 +98,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 await call.send(generation_pb2.GenerateResponse(started=started))
             elif isinstance(event, Drawn):
                 clock.token_drawn()
+                call.add_tokens(1)
                 await call.send(
                     translate.generated_token(event.token, event.text, engine.tokenizer)
                 )

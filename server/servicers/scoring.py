@@ -48,6 +48,7 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
             solve=self._edge.solve_of(view),
         )
         inputs = await self._encode(fields, engine, has_session=view is not None)
+        call.take_tokens(len(inputs))
         scored = await self._solve(inputs, fields, engine, session_id, call)
         self._edge.metrics.input_solved(
             engine.name,
