@@ -13,7 +13,7 @@ import grpc
 
 from server.engine.engine import Engine
 from server.engine.errors import DeadlineExceeded, EngineFailed
-from server.engine.requests import GenerateJob, Lease, ScoreJob
+from server.engine.requests import GenerateJob, ScoreJob
 from server.engine.results import TERMINAL, Event, Failed, Generated, Scored
 
 E = TypeVar("E", Scored, Generated)
@@ -151,16 +151,3 @@ def submitted(engine: Engine, job: ScoreJob | GenerateJob, events: Events) -> It
     finally:
         if not events.ended:
             engine.cancel(job.job_id)
-
-
-@contextmanager
-def leased(engine: Engine, session_id: str | None, owner: str) -> Iterator[Lease | None]:
-    """The right to work on a session; None without one. Raises SessionNotFound, SessionBusy."""
-    if session_id is None:
-        yield None
-        return
-    lease = engine.sessions.acquire(session_id, owner)
-    try:
-        yield lease
-    finally:
-        engine.sessions.release(lease)
