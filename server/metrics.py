@@ -80,6 +80,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._engines = _EngineGauges()
         self.registry.register(self._engines)
+        self._store = _StoreGauges()
+        self.registry.register(self._store)
         ProcessCollector(registry=self.registry)
         self._requests = self._counter(
             "request_success", "Calls ended, by reason", "method", "finished_reason"
@@ -156,7 +158,7 @@ class Metrics:
 
     def add_keeper(self, keeper: Keeper) -> None:
         """Show what a session store has from now on."""
-        self.registry.register(_StoreGauges(keeper))
+        self._store.keeper = keeper
 
     def store_called(self, operation: str, seconds: float, *, failed: bool) -> None:
         """The session store was read or written; called on its thread."""
@@ -312,17 +314,20 @@ class _EngineGauges(Collector):
 class _StoreGauges(Collector):
     """Asks the keeper of the store when somebody looks."""
 
-    def __init__(self, keeper: Keeper) -> None:
-        self._keeper = keeper
+    def __init__(self) -> None:
+        self.keeper: Keeper | None = None
 
     def collect(self) -> Iterable[Metric]:
         """The gauges, without labels: models share the store."""
-        sessions, size = self._keeper.stored
+        keeper = self.keeper
+        sessions, size = (0, 0) if keeper is None else keeper.stored
+        waiting = 0 if keeper is None else keeper.waiting
+        is_up = keeper is not None and keeper.is_up
         for name, text, value in (
-            ("deqlm_store_up", "Whether the session store answers, 0 or 1", self._keeper.is_up),
+            ("deqlm_store_up", "Whether the session store answers, 0 or 1", is_up),
             ("deqlm_store_sessions", "Sessions in the session store", sessions),
             ("deqlm_store_bytes", "Bytes of sessions in the session store", size),
-            ("deqlm_store_waiting", "Sessions the store has yet to take", self._keeper.waiting),
+            ("deqlm_store_waiting", "Sessions the store has yet to take", waiting),
         ):
             yield GaugeMetricFamily(name, text, value=float(value))
 
