@@ -29,9 +29,10 @@ from client._channel import (
     DEFAULT_TIMEOUT_S,
     OPTIONS,
     READY_SERVICE,
-    owner_metadata,
+    identity,
 )
 from client._retry import NEVER, ON_ABORTED, ON_UNAVAILABLE, Attempts, RetryPolicy
+from client.credentials import Tls
 from client.errors import from_call
 from client.options import (
     Budget,
@@ -67,7 +68,10 @@ class AsyncClient:
         timeout_s: float | None = DEFAULT_TIMEOUT_S,
         stream_timeout_s: float | None = None,
         owner: str = "",
+        token: str | None = None,
+        tls: Tls | None = None,
         credentials: grpc.ChannelCredentials | None = None,
+        send_token_unencrypted: bool = False,
         retry: RetryPolicy | None = None,
     ) -> None:
         """Open the channel; the connection is made by the first call.
@@ -77,18 +81,32 @@ class AsyncClient:
             timeout_s: Deadline of calls that name none; None: no deadline.
             stream_timeout_s: The same for `score_stream` and `generate`.
             owner: Owner of the sessions made and used.
-            credentials: For TLS; None: an unencrypted connection.
+            token: Shows who calls, to a server that asks.
+            tls: Certificates of an encrypted connection; None: an unencrypted one.
+            credentials: The same as gRPC has them, in place of `tls`.
+            send_token_unencrypted: Send the token even where anybody on the way can read it.
             retry: When to repeat calls that change nothing.
+
+        Raises:
+            InvalidArgument: A file is missing, or the token would go unencrypted to elsewhere.
         """
         self.address = address
         self._timeout_s = timeout_s
         self._stream_timeout_s = stream_timeout_s
-        self._metadata = owner_metadata(owner)
+        shown = identity(
+            address,
+            owner=owner,
+            token=token,
+            tls=tls,
+            credentials=credentials,
+            send_token_unencrypted=send_token_unencrypted,
+        )
+        self._metadata = shown.metadata
         self._retry = retry if retry is not None else RetryPolicy()
         self._channel = (
             aio.insecure_channel(address, options=OPTIONS)
-            if credentials is None
-            else aio.secure_channel(address, credentials, options=OPTIONS)
+            if shown.credentials is None
+            else aio.secure_channel(address, shown.credentials, options=OPTIONS)
         )
         self._scoring = scoring_pb2_grpc.ScoringServiceStub(self._channel)
         self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
@@ -340,7 +358,12 @@ class AsyncClient:
         attempts = Attempts(self._retry, retry_on=NEVER, timeout_s=self._timeout(timeout_s))
         request = health_pb2.HealthCheckRequest(service=service)
         while True:
-            call = self._health.Watch(request, timeout=attempts.remaining_s(), wait_for_ready=True)
+            call = self._health.Watch(
+                request,
+                timeout=attempts.remaining_s(),
+                metadata=self._metadata,
+                wait_for_ready=True,
+            )
             if await becomes_serving(call):
                 return
             await asyncio.sleep(self._retry.initial_backoff_s)

@@ -31,6 +31,7 @@ def main(argv: Sequence[str], prog: str = "deqlm serve") -> int:
     try:
         config = parse_config(argv, prog)
         sources = config.sources()
+        config.check_exposure()
     except ServerConfigError as error:
         return _complain(prog, error, EXIT_USAGE)
     logging.basicConfig(
@@ -57,12 +58,13 @@ def _serve(config: ServerConfig, prog: str) -> int:
     from deq_model.errors import DeqModelError
     from deq_model.tokenizers.errors import TokenizerError
     from server.app import Server, StartError
+    from server.security.auth_file import AuthFileError
 
     if config.threads:
         torch.set_num_threads(config.threads)
     try:
         asyncio.run(_run(Server(config)))
-    except (StartError, ServerConfigError, DeqModelError, TokenizerError) as error:
+    except (StartError, ServerConfigError, AuthFileError, DeqModelError, TokenizerError) as error:
         return _complain(prog, error, EXIT_FAILURE)
     return EXIT_OK
 

@@ -26,13 +26,19 @@ from deqlm.v1 import (
 )
 from server import health
 from server.attempts import Attempts
+from server.channel import channel_options
 from server.config import METRICS_OFF, ServerConfig
 from server.engine.engine import Engine
 from server.guard import Guard
 from server.loading import Loader, load_engine
-from server.metrics import Metrics, MetricsEndpoint
+from server.metrics import Metrics
+from server.metrics_endpoint import MetricsEndpoint
 from server.persistence import Persistence
 from server.registry import Registry
+from server.security.access import TOKEN_KEY, Access, check_rights, kind_of
+from server.security.errors import SecurityError
+from server.security.gate import Gate
+from server.security.rights import METRICS
 from server.servicers.edge import Edge
 from server.servicers.generation import GenerationServicer
 from server.servicers.models import ModelServicer
@@ -53,7 +59,6 @@ SERVICES = tuple(
 _LAST_WORDS_S = 1.0
 """What calls get to tell their clients how they ended."""
 
-_KEEPALIVE_MS = 30_000
 _LOOK_S = 1.0
 """How often the engines are looked after."""
 
@@ -78,10 +83,13 @@ class Server:
             load: makes the engines.
 
         Raises:
-            ServerConfigError: there is no model to serve.
+            ServerConfigError: there is no model to serve, or it would be open to the world.
+            AuthFileError: the file of those who may call is not as it must be.
         """
+        config.check_exposure()
         self.config = config
         self.metrics = Metrics()
+        self._access = Access(config)
         self.port = 0
         self.metrics_port: int | None = None
         self._sources = config.sources()
@@ -125,8 +133,8 @@ class Server:
             StartError: a port is in use.
         """
         await self._open_store()
-        self._guard = Guard(self.metrics)
         self._attempts = Attempts()
+        self._guard = Guard(self.metrics, Gate(self.config, self._access, self.metrics.security))
         self._health = health.Health((*SERVICES, health.STORE))
         self._server = self._make_server()
         try:
@@ -199,19 +207,7 @@ class Server:
         )
 
     def _make_server(self) -> grpc.aio.Server:
-        size = self.config.max_message_bytes
-        server = grpc.aio.server(
-            interceptors=[self._guard],
-            options=[
-                ("grpc.max_receive_message_length", size),
-                ("grpc.max_send_message_length", -1),
-                # A client whose machine is gone sends no end: ask, and give its session back.
-                ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
-                ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS // 2),
-                # Two servers on one port would each get some of the calls.
-                ("grpc.so_reuseport", 0),
-            ],
-        )
+        server = grpc.aio.server(interceptors=[self._guard], options=channel_options(self.config))
         edge = Edge(
             registry=self._registry,
             limits=self.config.request_limits,
@@ -250,13 +246,28 @@ class Server:
         if port == METRICS_OFF:
             return
         try:
-            self._endpoint = MetricsEndpoint(self.metrics, host=host, port=port)
+            is_open = self.config.open_metrics or not self._access.is_asked
+            self._endpoint = MetricsEndpoint(
+                self.metrics.registry,
+                host=host,
+                port=port,
+                allow=None if is_open else self._may_see_metrics,
+            )
         except OSError as error:
             raise StartError(
                 f"cannot listen on {host}:{port} for metrics: {error.strerror}; choose others with "
                 "--metrics-host and --metrics-port (0 takes a free port, -1 turns metrics off)"
             ) from error
         self.metrics_port = self._endpoint.port
+
+    def _may_see_metrics(self, header: str | None) -> None:
+        """Raises SecurityError unless a header shows somebody who may."""
+        metadata = () if header is None else ((TOKEN_KEY, header),)
+        try:
+            check_rights(self._access.identify(metadata, {}, ""), METRICS, "metrics")
+        except SecurityError as error:
+            self.metrics.security.turned_away(kind_of(error))
+            raise
 
     async def _load_all(self) -> None:
         for source in self._sources:

@@ -15,6 +15,7 @@ from server.engine.engine import Engine
 from server.engine.errors import DeadlineExceeded, EngineFailed
 from server.engine.requests import GenerateJob, ScoreJob
 from server.engine.results import TERMINAL, Event, Failed, Generated, Scored
+from server.security.principals import Principal
 
 E = TypeVar("E", Scored, Generated)
 
@@ -39,6 +40,7 @@ class Call:
         deadline: instant at which the caller stops waiting, or None.
         model: that it turned out to be about, for metrics.
         finished: reason for which it ended in an orderly way, for metrics.
+        principal: who called; None where nobody is asked.
     """
 
     context: grpc.aio.ServicerContext[Any, Any]
@@ -50,6 +52,7 @@ class Call:
     deadline: float | None
     model: str = ""
     finished: str = ""
+    principal: Principal | None = None
     _jobs: int = field(default=0)
 
     @classmethod

@@ -10,6 +10,8 @@ from typing import Any, Literal
 from server.engine.limits import EngineLimits
 from server.engine.snapshots import StateFormat
 from server.engine.solve import Policy, Solve
+from server.security.exposure import exposure_problem
+from server.security.options import SecurityOptions
 
 DTypeName = Literal["auto", "float32", "float16", "bfloat16"]
 EarlyDType = Literal["auto", "none", "int8"]
@@ -43,6 +45,10 @@ _AT_LEAST: dict[str, int] = {
     "max_stop_strings": 0,
     "max_stop_string_bytes": 1,
     "max_message_bytes": 4096,
+    # Below, gRPC's own metadata would fill it.
+    "max_metadata_bytes": 1024,
+    "max_streams": 1,
+    "max_connections": 1,
     "max_nfe": 1,
     "default_max_nfe": 1,
     "overload_queue": 0,
@@ -59,7 +65,18 @@ _AT_MOST: dict[str, int] = {
     "window": 4096,
     "guess_ahead": 64,
     "max_message_bytes": (1 << 31) - 1,
+    "max_metadata_bytes": (1 << 31) - 1,
+    "max_streams": (1 << 31) - 1,
+    "max_connections": (1 << 31) - 1,
 }
+_DURATIONS = (
+    "default_ttl_s",
+    "max_ttl_s",
+    "store_timeout_s",
+    "max_idle_s",
+    "handshake_s",
+    "min_ping_s",
+)
 # (smaller, larger): a default lies within the bound of requests, and every sequence has a row.
 _ORDERED = (
     ("max_running", "max_batch_tokens"),
@@ -116,7 +133,7 @@ class ModelSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig:
+class ServerConfig(SecurityOptions):
     """Configuration of a server.
 
     Attributes:
@@ -217,7 +234,8 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # a file may say null
-            self._check(field.name, getattr(self, field.name) is not None, "set")
+            if field.default is not None:
+                self._check(field.name, getattr(self, field.name) is not None, "set")
         for name, least in _AT_LEAST.items():
             self._check(name, getattr(self, name) >= least, f"at least {least}")
         for name, most in _AT_MOST.items():
@@ -229,7 +247,7 @@ class ServerConfig:
         self._check("threads", self.threads >= 0, "at least 0")
         for name in ("tol", "overload_tol"):
             self._check(name, 0.0 <= getattr(self, name) < 1.0, "in [0, 1)")
-        for name in ("default_ttl_s", "max_ttl_s", "store_timeout_s"):
+        for name in _DURATIONS:
             value = getattr(self, name)
             self._check(name, math.isfinite(value) and value > 0, "finite and above 0")
         for name in ("grace_s", "resident_idle_s"):
@@ -244,6 +262,15 @@ class ServerConfig:
     def _check(self, name: str, holds: bool, bound: str) -> None:
         if not holds:
             raise ServerConfigError(f"{name} must be {bound}, got {getattr(self, name)!r}")
+
+    def check_exposure(self) -> None:
+        """Raises ServerConfigError if it would listen beyond this machine without protection."""
+        has_metrics = self.metrics_port != METRICS_OFF
+        problem = exposure_problem(
+            self, host=self.host, metrics_host=self.metrics_host if has_metrics else None
+        )
+        if problem is not None:
+            raise ServerConfigError(problem)
 
     def sources(self, bundled: Path = _BUNDLED) -> tuple[ModelSource, ...]:
         """The checkpoints to serve, the default one first.

@@ -21,6 +21,7 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 
 from deq_model.tokenizers import errors as tokenizer_errors
 from server.engine import errors as engine_errors
+from server.security import errors as security_errors
 
 DOMAIN = "deqlm"
 RETRY_BUSY_S = 0.2
@@ -190,6 +191,9 @@ RULES: tuple[Rule, ...] = (
     Rule(StoreUnavailable, _Code.UNAVAILABLE, "STORE_UNAVAILABLE", _retry_later),
     Rule(KeyReused, _Code.INVALID_ARGUMENT, "KEY_REUSED", _bad_request),
     Rule(AnswerNotKept, _Code.FAILED_PRECONDITION, "ANSWER_NOT_KEPT"),
+    Rule(security_errors.Unauthenticated, _Code.UNAUTHENTICATED, "UNAUTHENTICATED"),
+    Rule(security_errors.PermissionMissing, _Code.PERMISSION_DENIED, "PERMISSION_DENIED"),
+    Rule(security_errors.QuotaExceeded, _Code.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED", _retry_later),
     Rule(engine_errors.InvalidRequest, _Code.INVALID_ARGUMENT, "INVALID_REQUEST", _bad_request),
     Rule(engine_errors.SessionNotFound, _Code.NOT_FOUND, "SESSION_NOT_FOUND", _missing_session),
     Rule(engine_errors.SessionBusy, _Code.ABORTED, "SESSION_BUSY", _busy_session),

@@ -14,6 +14,7 @@ from grpc_status import rpc_status
 from server.call import Call
 from server.errors import rule_for, to_status
 from server.metrics import Metrics
+from server.security.gate import Gate, before
 
 PACKAGE = "/deqlm.v1."
 _MEASURED = frozenset({"Score", "ScoreStream", "Generate"})
@@ -32,8 +33,9 @@ Handler = Any
 class Guard(grpc.aio.ServerInterceptor):
     """Hands the servicers a ``Call`` in place of gRPC's context."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, gate: Gate) -> None:
         self._metrics = metrics
+        self._gate = gate
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -51,16 +53,18 @@ class Guard(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
-        """Wrap the handler of a call to one of our services."""
+        """Wrap the handler of a call: to one of our services, or to one that asks who calls."""
         handler = await continuation(handler_call_details)
         path = str(handler_call_details.method)
-        if handler is None or not path.startswith(PACKAGE):
+        is_ours = path.startswith(PACKAGE)
+        if handler is None or (not is_ours and self._gate.is_open(path)):
             return handler
-        method = path.rpartition("/")[2]
         kind, behaviour = _behaviour(handler)
         make = getattr(grpc, f"{kind}_rpc_method_handler")
         wrapped: Handler = make(
-            functools.partial(self._run, behaviour, method),
+            functools.partial(self._run, behaviour, path)
+            if is_ours
+            else before(behaviour, path.rpartition("/")[2], self._gate.greet, self._abort),
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
@@ -69,14 +73,15 @@ class Guard(grpc.aio.ServerInterceptor):
     async def _run(
         self,
         behaviour: Behaviour,
-        method: str,
+        path: str,
         request: Any,
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> Any:
-        call = Call.begin(context, method)
+        call = Call.begin(context, path.rpartition("/")[2])
         self._running += 1
         self._idle.clear()
         try:
+            self._gate.admit(call, path)
             call.check_deadline()
             result = await behaviour(request, call)
             self._note_end(call, call.finished)

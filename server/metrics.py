@@ -3,17 +3,14 @@
 Every server has a registry of its own, so that several can live in one process.
 """
 
-import threading
 from collections.abc import Iterable, Sequence
 from typing import Final
-from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Histogram,
     ProcessCollector,
-    start_http_server,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -21,6 +18,7 @@ from prometheus_client.registry import Collector
 from server.engine.engine import Engine
 from server.engine.limits import EngineSnapshot
 from server.engine.solve import Solved
+from server.security.counts import SecurityCounts
 from server.store.keeper import Keeper
 
 _FIRST_TOKEN: Final = (
@@ -83,6 +81,7 @@ class Metrics:
         self._store = _StoreGauges()
         self.registry.register(self._store)
         ProcessCollector(registry=self.registry)
+        self.security = SecurityCounts(self.registry)
         self._requests = self._counter(
             "request_success", "Calls ended, by reason", "method", "finished_reason"
         )
@@ -341,28 +340,3 @@ def _family(name: str, text: str, samples: list[tuple[str, float]]) -> GaugeMetr
 
 def _share(snapshot: EngineSnapshot) -> float:
     return snapshot.slots_used / snapshot.slots_total if snapshot.slots_total else 0.0
-
-
-class MetricsEndpoint:
-    """Serves a registry as text over HTTP."""
-
-    def __init__(self, metrics: Metrics, *, host: str, port: int) -> None:
-        """Begin to serve.
-
-        Raises:
-            OSError: the port is in use, or the host is not this machine's.
-        """
-        server, thread = start_http_server(port, addr=host, registry=metrics.registry)
-        self._server: WSGIServer = server
-        self._thread: threading.Thread = thread
-
-    @property
-    def port(self) -> int:
-        """TCP port."""
-        return self._server.server_port
-
-    def close(self) -> None:
-        """Stop serving; blocks until the thread is gone."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from cli.parser import Parser, positive_seconds
 from client.commands._common import (
-    UsageError,
     add_solver_flags,
     common_flags,
     print_json,
@@ -20,6 +19,7 @@ from client.commands._common import (
     solver_options,
     table,
 )
+from client.commands._connection import UsageError
 from client.resources import SessionInfo
 from client.sync import Client
 
