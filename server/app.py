@@ -35,10 +35,7 @@ from server.metrics import Metrics
 from server.metrics_endpoint import MetricsEndpoint
 from server.persistence import Persistence
 from server.registry import Registry
-from server.security.access import TOKEN_KEY, Access, check_rights, kind_of
-from server.security.errors import SecurityError
-from server.security.gate import Gate
-from server.security.rights import METRICS
+from server.security.guarding import Guarding
 from server.servicers.edge import Edge
 from server.servicers.generation import GenerationServicer
 from server.servicers.models import ModelServicer
@@ -84,12 +81,12 @@ class Server:
 
         Raises:
             ServerConfigError: there is no model to serve, or it would be open to the world.
-            AuthFileError: the file of those who may call is not as it must be.
+            AuthFileError, TlsError: who may call, or a certificate, is not as it must be.
         """
         config.check_exposure()
         self.config = config
         self.metrics = Metrics()
-        self._access = Access(config)
+        self._guarding = Guarding(config, self.metrics.security)
         self.port = 0
         self.metrics_port: int | None = None
         self._sources = config.sources()
@@ -99,7 +96,9 @@ class Server:
         self._engines: list[Engine] = []
         self._endpoint: MetricsEndpoint | None = None
         self._loading: asyncio.Task[None] | None = None
-        self._watching: list[asyncio.Task[None]] = []
+        self._watching: asyncio.Task[None] | None = None
+        self._watching_store: asyncio.Task[None] | None = None
+        self._reloading: asyncio.Task[None] | None = None
         self._heads: list[Head] = []
 
     async def __aenter__(self) -> Self:
@@ -134,7 +133,7 @@ class Server:
         """
         await self._open_store()
         self._attempts = Attempts()
-        self._guard = Guard(self.metrics, Gate(self.config, self._access, self.metrics.security))
+        self._guard = Guard(self.metrics, self._guarding.gate)
         self._health = health.Health((*SERVICES, health.STORE))
         self._server = self._make_server()
         try:
@@ -147,6 +146,16 @@ class Server:
         await self._health.set_loading()
         await self._server.start()
         self._loading = asyncio.create_task(self._load_all())
+        self._reloading = asyncio.create_task(self._guarding.reloader.run())
+
+    @property
+    def has_files(self) -> bool:
+        """Whether it reads files that may change: certificates, who may call."""
+        return self._guarding.has_files
+
+    def reload(self) -> None:
+        """Read certificates and who may call anew; calls that run go on."""
+        self._guarding.reloader.reload()
 
     async def wait_ready(self) -> None:
         """Wait until calls are answered.
@@ -168,8 +177,9 @@ class Server:
         self._registry.close()
         if self._loading is not None:
             await asyncio.wait({self._loading})
-        for watching in self._watching:
-            watching.cancel()
+        for task in (self._watching, self._watching_store, self._reloading):
+            if task is not None:
+                task.cancel()
         await self._guard.wait_idle(max(0.0, deadline - time.monotonic()))
         self._scoring.streams.expire()
         await asyncio.gather(
@@ -234,7 +244,7 @@ class Server:
     def _bind(self) -> int:
         address = _join(self.config.host, self.config.port)
         try:
-            return self._server.add_insecure_port(address)
+            return self._guarding.add_port(self._server, address)
         except RuntimeError as error:
             raise StartError(
                 f"cannot listen on {address}: the port is in use or the host is not this "
@@ -246,12 +256,12 @@ class Server:
         if port == METRICS_OFF:
             return
         try:
-            is_open = self.config.open_metrics or not self._access.is_asked
             self._endpoint = MetricsEndpoint(
                 self.metrics.registry,
                 host=host,
                 port=port,
-                allow=None if is_open else self._may_see_metrics,
+                allow=self._guarding.allow_metrics,
+                context=self._guarding.http_context,
             )
         except OSError as error:
             raise StartError(
@@ -259,15 +269,6 @@ class Server:
                 "--metrics-host and --metrics-port (0 takes a free port, -1 turns metrics off)"
             ) from error
         self.metrics_port = self._endpoint.port
-
-    def _may_see_metrics(self, header: str | None) -> None:
-        """Raises SecurityError unless a header shows somebody who may."""
-        metadata = () if header is None else ((TOKEN_KEY, header),)
-        try:
-            check_rights(self._access.identify(metadata, {}, ""), METRICS, "metrics")
-        except SecurityError as error:
-            self.metrics.security.turned_away(kind_of(error))
-            raise
 
     async def _load_all(self) -> None:
         for source in self._sources:
@@ -282,10 +283,8 @@ class Server:
         self._heads.clear()
         self._registry.open(self._engines)
         await self._health.set_ready()
-        self._watching = [
-            asyncio.create_task(self._watch_engines()),
-            asyncio.create_task(self._watch_store()),
-        ]
+        self._watching = asyncio.create_task(self._watch_engines())
+        self._watching_store = asyncio.create_task(self._watch_store())
 
     async def _watch_store(self) -> None:
         """Tell by health whether the session store does what it is asked."""

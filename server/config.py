@@ -77,6 +77,8 @@ _DURATIONS = (
     "handshake_s",
     "min_ping_s",
 )
+# Options of which one is worth nothing without the other.
+_TOGETHER = (("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert"))
 # (smaller, larger): a default lies within the bound of requests, and every sequence has a row.
 _ORDERED = (
     ("max_running", "max_batch_tokens"),
@@ -257,6 +259,9 @@ class ServerConfig(SecurityOptions):
         for small, large in _ORDERED:
             limit = getattr(self, large)
             self._check(small, getattr(self, small) <= limit, f"at most {large} = {limit}")
+        for name, needed in _TOGETHER:
+            is_whole = getattr(self, name) is None or getattr(self, needed) is not None
+            self._check(needed, is_whole, f"set where {name} is")
         _parse_sources(self.model)
 
     def _check(self, name: str, holds: bool, bound: str) -> None:

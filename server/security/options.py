@@ -9,7 +9,10 @@ class SecurityOptions:
     """Who may reach a server, and with how much.
 
     Attributes:
-        insecure: whether it may listen beyond this machine although nothing protects it.
+        insecure: whether it may listen beyond this machine without TLS, or without knowing its callers.
+        tls_cert: PEM file with the server's certificate and those between it and the authority; none for no TLS.
+        tls_key: PEM file with its private key, without a password.
+        tls_client_ca: PEM file with the authorities whose certificates every client must have one of; none asks for none.
         auth_file: YAML file with those who may call, their tokens, identities, rights and quotas (deqlm token create makes tokens); none lets everybody call.
         open_health: whether health is told to callers that are not known.
         open_metrics: whether metrics are told to callers that are not known.
@@ -22,6 +25,9 @@ class SecurityOptions:
     """  # noqa: E501 - the lines are the help texts
 
     insecure: bool = False
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
     auth_file: Path | None = None
     open_health: bool = False
     open_metrics: bool = False
