@@ -16,6 +16,7 @@ from server.errors import rule_for, to_status
 from server.metrics import Metrics
 from server.security.errors import SecurityError
 from server.security.gate import Gate, before
+from server.wire import checked, lenient
 
 PACKAGE = "/deqlm.v1."
 _MEASURED = frozenset({"Score", "ScoreStream", "Generate"})
@@ -74,7 +75,9 @@ class Guard(grpc.aio.ServerInterceptor):
             functools.partial(self._run, behaviour, path)
             if is_ours
             else before(behaviour, method, self._gate.greet, self._abort),
-            request_deserializer=handler.request_deserializer,
+            request_deserializer=lenient(handler.request_deserializer)
+            if is_ours
+            else handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
         return wrapped
@@ -92,7 +95,7 @@ class Guard(grpc.aio.ServerInterceptor):
         try:
             self._gate.admit(call, path)
             call.check_deadline()
-            result = await behaviour(request, call)
+            result = await behaviour(checked(request), call)
             self._note_end(call, call.finished)
             return result
         except asyncio.CancelledError:  # the caller went away, or the server is at its end
