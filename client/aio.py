@@ -27,7 +27,6 @@ from client._aio_streams import AsyncGeneration, Requests, becomes_serving, stre
 from client._channel import (
     DEFAULT_ADDRESS,
     DEFAULT_TIMEOUT_S,
-    OPTIONS,
     READY_SERVICE,
     identity,
 )
@@ -104,9 +103,9 @@ class AsyncClient:
         self._metadata = shown.metadata
         self._retry = retry if retry is not None else RetryPolicy()
         self._channel = (
-            aio.insecure_channel(address, options=OPTIONS)
+            aio.insecure_channel(address, options=shown.options)
             if shown.credentials is None
-            else aio.secure_channel(address, shown.credentials, options=OPTIONS)
+            else aio.secure_channel(address, shown.credentials, options=shown.options)
         )
         self._scoring = scoring_pb2_grpc.ScoringServiceStub(self._channel)
         self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)

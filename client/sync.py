@@ -19,7 +19,6 @@ from client import _decode, _encode, resources, results
 from client._channel import (
     DEFAULT_ADDRESS,
     DEFAULT_TIMEOUT_S,
-    OPTIONS,
     READY_SERVICE,
     identity,
 )
@@ -101,9 +100,9 @@ class Client:
         self._retry = retry if retry is not None else RetryPolicy()
         self._sleep = sleep
         self._channel = (
-            grpc.insecure_channel(address, options=OPTIONS)
+            grpc.insecure_channel(address, options=shown.options)
             if shown.credentials is None
-            else grpc.secure_channel(address, shown.credentials, options=OPTIONS)
+            else grpc.secure_channel(address, shown.credentials, options=shown.options)
         )
         self._scoring = scoring_pb2_grpc.ScoringServiceStub(self._channel)
         self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)

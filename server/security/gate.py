@@ -1,7 +1,7 @@
 """Stands before every method of the port: asks who calls, and whether that may be."""
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -17,6 +17,7 @@ from server.security.rights import needed
 _HEALTH = "/grpc.health.v1.Health/"
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Metadata = Iterable[tuple[str, str | bytes]]
 Refuse = Callable[[Call, Exception], Awaitable[None]]
 """Ends a call with an error's status."""
 
@@ -27,6 +28,14 @@ class Gate:
     def __init__(self, options: SecurityOptions, access: Access, counts: SecurityCounts) -> None:
         """Ask ``access`` who callers are."""
         self._options, self._access, self._counts = options, access, counts
+
+    def look_at(self, metadata: Metadata) -> None:
+        """Turn a caller away before its message is read: it may be long. Raises Unauthenticated."""
+        try:
+            self._access.may_be_known(metadata)
+        except SecurityError as error:
+            self._counts.turned_away(kind_of(error))
+            raise
 
     def admit(self, call: Call, path: str) -> None:
         """Let a call to one of our methods through; it belongs to its principal from now on.
