@@ -13,8 +13,9 @@ import grpc
 
 from server.engine.engine import Engine
 from server.engine.errors import DeadlineExceeded, EngineFailed
-from server.engine.requests import GenerateJob, Lease, ScoreJob
+from server.engine.requests import GenerateJob, ScoreJob
 from server.engine.results import TERMINAL, Event, Failed, Generated, Scored
+from server.registry import Registry
 from server.security.principals import Principal
 from server.security.quotas import Meter
 
@@ -100,6 +101,18 @@ class Call:
         if self.meter is not None:
             self.meter.add_tokens(count)
 
+    def check_room(self, registry: Registry) -> None:
+        """Look whether its principal may have one more session; to be made before anything waits.
+
+        Raises:
+            QuotaExceeded: it may not.
+        """
+        if self.meter is not None:
+            held = registry.usage(self.owner)
+            self.meter.check_session(
+                held=held.sessions, held_bytes=held.bytes, more_bytes=held.more_bytes
+            )
+
     async def accept(self) -> None:
         """Send the headers now: the client learns that its call has begun, before any answer.
 
@@ -167,16 +180,3 @@ def submitted(engine: Engine, job: ScoreJob | GenerateJob, events: Events) -> It
     finally:
         if not events.ended:
             engine.cancel(job.job_id)
-
-
-@contextmanager
-def leased(engine: Engine, session_id: str | None, owner: str) -> Iterator[Lease | None]:
-    """The right to work on a session; None without one. Raises SessionNotFound, SessionBusy."""
-    if session_id is None:
-        yield None
-        return
-    lease = engine.sessions.acquire(session_id, owner)
-    try:
-        yield lease
-    finally:
-        engine.sessions.release(lease)

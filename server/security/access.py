@@ -85,6 +85,16 @@ class Access:
             raise Unauthenticated("missing")
         return self._principals.by_identity(names)
 
+    def may_be_known(self, metadata: Iterable[tuple[str, str | bytes]]) -> None:
+        """Turn away by metadata alone whom no certificate can help. Raises Unauthenticated."""
+        if self._principals is None:
+            return
+        token = token_in(metadata)
+        if token is not None:
+            self._principals.by_token(token, now=time.time())
+        elif not self._principals.has_identities:
+            raise Unauthenticated("missing")
+
 
 def check_rights(principal: Principal, needed: frozenset[Right], what: str) -> None:
     """Raises PermissionMissing unless the principal has one of the rights."""

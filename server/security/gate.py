@@ -2,25 +2,25 @@
 
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import grpc
 
 from server.call import Call
-from server.registry import Usage
 from server.security.access import Access, check_owner, check_rights, kind_of
 from server.security.counts import SecurityCounts
 from server.security.errors import SecurityError
 from server.security.options import SecurityOptions
 from server.security.principals import Principal
 from server.security.quotas import Meters
-from server.security.rights import MAKE_SESSIONS, needed
+from server.security.rights import needed
 
 _HEALTH = "/grpc.health.v1.Health/"
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Metadata = Iterable[tuple[str, str | bytes]]
 Refuse = Callable[[Call, Exception], Awaitable[None]]
 """Ends a call with an error's status."""
 
@@ -28,47 +28,29 @@ Refuse = Callable[[Call, Exception], Awaitable[None]]
 class Gate:
     """Lets callers through, or raises a SecurityError, which is counted."""
 
-    def __init__(
-        self,
-        options: SecurityOptions,
-        access: Access,
-        counts: SecurityCounts,
-        usage: Callable[[str], Usage],
-    ) -> None:
-        """Ask who callers are, and look at what they use.
-
-        Args:
-            options: what is open to all.
-            access: knows callers.
-            counts: of those turned away.
-            usage: what an owner's sessions take.
-        """
+    def __init__(self, options: SecurityOptions, access: Access, counts: SecurityCounts) -> None:
+        """Ask ``access`` who callers are."""
         self._options, self._access, self._counts = options, access, counts
-        self._usage = usage
         self._meters = Meters(time.monotonic)
 
-    @asynccontextmanager
-    async def admitted(self, call: Call, path: str) -> AsyncIterator[None]:
+    def look_at(self, metadata: Metadata) -> None:
+        """Turn a caller away before its message is read: it may be long. Raises Unauthenticated."""
+        try:
+            self._access.may_be_known(metadata)
+        except SecurityError as error:
+            self._counts.turned_away(kind_of(error))
+            raise
+
+    @contextmanager
+    def admitted(self, call: Call, path: str) -> Iterator[None]:
         """A call to one of our methods, which belongs to its principal from now on.
 
         Raises:
             Unauthenticated, PermissionMissing, QuotaExceeded: as the error says.
         """
         self._admit(call, path)
-        meter = call.meter
-        if meter is None:
+        with nullcontext() if call.meter is None else call.meter.running():
             yield
-            return
-        with meter.running():
-            if call.method not in MAKE_SESSIONS or not meter.bounds_sessions:
-                yield
-                return
-            async with meter.making_session:
-                held = self._usage(call.owner)
-                meter.check_session(
-                    held=held.sessions, held_bytes=held.bytes, more_bytes=held.more_bytes
-                )
-                yield
 
     def _admit(self, call: Call, path: str) -> None:
         try:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import grpc
 
-from server.registry import Usage
 from server.security.access import TOKEN_KEY, Access, check_rights, kind_of
 from server.security.counts import SecurityCounts
 from server.security.errors import SecurityError
@@ -19,15 +18,8 @@ from server.security.tls import LiveCertificates
 class Guarding:
     """Who may call, with which certificates, as the files say now."""
 
-    def __init__(
-        self, options: SecurityOptions, counts: SecurityCounts, usage: Callable[[str], Usage]
-    ) -> None:
+    def __init__(self, options: SecurityOptions, counts: SecurityCounts) -> None:
         """Read the files.
-
-        Args:
-            options: which.
-            counts: of those turned away.
-            usage: what an owner's sessions take.
 
         Raises:
             AuthFileError, TlsError: one is not as it must be.
@@ -42,7 +34,7 @@ class Guarding:
             certificates = self._certificates = LiveCertificates(options)
             counts.watch_expiry(lambda: certificates.expiry)
             things.append(("certificates", certificates))
-        self.gate = Gate(options, self._access, counts, usage)
+        self.gate = Gate(options, self._access, counts)
         self.reloader = Reloader(things, counts)
         self.has_files = bool(things)
         """Whether there is something to read anew."""

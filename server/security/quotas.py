@@ -3,7 +3,6 @@
 No gRPC and no clock of its own: whoever makes it says what time it is. For one thread.
 """
 
-import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -61,8 +60,6 @@ class Meter:
         """
         self._name, self._clock = name, clock
         self._running = 0
-        self.making_session = asyncio.Lock()
-        """Held while a session is made, so that two do not both see room for one."""
         self.set(quotas)
 
     def set(self, quotas: Quotas) -> None:
@@ -108,11 +105,6 @@ class Meter:
         """Use tokens that nobody could count before, or give back with a number below 0."""
         if self._tokens is not None:
             self._tokens.take(count, self._clock())
-
-    @property
-    def bounds_sessions(self) -> bool:
-        """Whether it says anything of sessions."""
-        return (self.quotas.max_sessions, self.quotas.max_session_bytes) != (None, None)
 
     def check_session(self, *, held: int, held_bytes: int, more_bytes: int) -> None:
         """Whether there may be one more session. Raises QuotaExceeded.

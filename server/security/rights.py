@@ -23,15 +23,14 @@ METHODS: Final[Mapping[str, frozenset[Right]]] = {
     "SessionService/ListSessions": _EITHER,
     "SessionService/ForkSession": _EITHER,
     "SessionService/DeleteSession": _EITHER,
+    "SessionService/ExportSession": _EITHER,
+    "SessionService/ImportSession": _EITHER,
     "TokenizerService/Tokenize": _EITHER,
     "TokenizerService/Detokenize": _EITHER,
     "ModelService/ListModels": _ANY,
     "ModelService/GetModel": _ANY,
 }
 """Service and method, without the package: rights of which a caller needs one."""
-
-MAKE_SESSIONS: Final = frozenset({"CreateSession", "ForkSession", "ImportSession"})
-"""Methods after which there is one session more."""
 
 
 def needed(path: str) -> frozenset[Right]:

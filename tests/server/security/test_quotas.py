@@ -106,7 +106,7 @@ class TestMeter:
             assert meters.of(ann(max_concurrent=2)) is meter
             with meter.running():
                 pass
-            assert not meters.of(ann()).bounds_sessions
+            assert meters.of(ann()) is meter
             with meter.running(), meter.running():
                 pass
 
@@ -233,6 +233,23 @@ def test_bytes_of_sessions(guarded):
     assert f"at most {2 * size} bytes of sessions, of which {2 * size} are in use" in told.message
     of(server).score("It", session_id=first)
     assert of(server).get(first).memory_bytes <= size
+
+
+def test_a_session_made_before_is_found_at_the_limit(guarded):
+    server = guarded(max_sessions=1)
+    first = of(server).create(idempotency_key="a")
+    assert of(server).create(idempotency_key="a") == first
+    is_refused(server, lambda: of(server).create(idempotency_key="b"), "sessions")
+    stub, metadata = of(server).sessions, of(server).metadata
+    blob = stub.ExportSession(
+        session_pb2.ExportSessionRequest(session_id=first), timeout=TIMEOUT_S, metadata=metadata
+    ).blob
+    request = session_pb2.ImportSessionRequest(blob=blob)
+    is_refused(
+        server,
+        lambda: stub.ImportSession(request, timeout=TIMEOUT_S, metadata=metadata),
+        "sessions",
+    )
 
 
 def test_a_refusal_does_not_touch_what_others_do(guarded):
