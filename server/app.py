@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -24,6 +25,7 @@ from deqlm.v1 import (
     tokenizer_pb2_grpc,
 )
 from server import health
+from server.attempts import Attempts
 from server.channel import channel_options
 from server.config import METRICS_OFF, ServerConfig
 from server.engine.engine import Engine
@@ -31,6 +33,7 @@ from server.guard import Guard
 from server.loading import Loader, load_engine
 from server.metrics import Metrics
 from server.metrics_endpoint import MetricsEndpoint
+from server.persistence import Persistence
 from server.registry import Registry
 from server.security.guarding import Guarding
 from server.servicers.edge import Edge
@@ -39,6 +42,9 @@ from server.servicers.models import ModelServicer
 from server.servicers.scoring import ScoringServicer
 from server.servicers.sessions import SessionServicer
 from server.servicers.tokenizing import TokenizerServicer
+from server.store.base import Head, SessionStore, StoreError, StoreOpenError
+from server.store.keeper import Keeper
+from server.store.opening import open_store
 
 SERVICES = tuple(
     service.full_name
@@ -52,6 +58,9 @@ _LAST_WORDS_S = 1.0
 
 _LOOK_S = 1.0
 """How often the engines are looked after."""
+
+_LOOK_AT_STORE_S = 0.25
+_LEAST_KEY_BYTES = 16
 
 _log = logging.getLogger(__name__)
 
@@ -77,17 +86,20 @@ class Server:
         config.check_exposure()
         self.config = config
         self.metrics = Metrics()
-        self._guarding = Guarding(config, self.metrics.security)
         self.port = 0
         self.metrics_port: int | None = None
         self._sources = config.sources()
+        self._key = _read_key(config.session_key_file)
         self._load = load
         self._registry = Registry([source.name for source in self._sources])
+        self._guarding = Guarding(config, self.metrics.security)
         self._engines: list[Engine] = []
         self._endpoint: MetricsEndpoint | None = None
         self._loading: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._watching_store: asyncio.Task[None] | None = None
         self._reloading: asyncio.Task[None] | None = None
+        self._heads: list[Head] = []
 
     async def __aenter__(self) -> Self:
         """Start, and wait until the models are loaded."""
@@ -119,14 +131,17 @@ class Server:
         Raises:
             StartError: a port is in use.
         """
+        await self._open_store()
+        self._attempts = Attempts()
         self._guard = Guard(self.metrics, self._guarding.gate)
-        self._health = health.Health(SERVICES)
+        self._health = health.Health((*SERVICES, health.STORE))
         self._server = self._make_server()
-        self.port = self._bind()
         try:
+            self.port = self._bind()
             self._open_metrics()
         except StartError:
             await self._server.stop(None)
+            await asyncio.to_thread(self._persistence.close)
             raise
         await self._health.set_loading()
         await self._server.start()
@@ -162,7 +177,7 @@ class Server:
         self._registry.close()
         if self._loading is not None:
             await asyncio.wait({self._loading})
-        for task in (self._watching, self._reloading):
+        for task in (self._watching, self._watching_store, self._reloading):
             if task is not None:
                 task.cancel()
         await self._guard.wait_idle(max(0.0, deadline - time.monotonic()))
@@ -171,10 +186,35 @@ class Server:
             *(asyncio.to_thread(engine.stop, grace_s=0.0) for engine in self._engines)
         )
         await self._guard.wait_idle(_LAST_WORDS_S)
+        await self._attempts.wait(_LAST_WORDS_S)
+        await asyncio.to_thread(self._persistence.close)
         self._health.close()
         await self._server.stop(_LAST_WORDS_S)
         if self._endpoint is not None:
             await asyncio.to_thread(self._endpoint.close)
+
+    async def _open_store(self) -> None:
+        """Open the session store and read what sessions it has; not what they hold."""
+        config = self.config
+
+        def open_it() -> tuple[SessionStore, list[Head]]:
+            store = open_store(
+                config.session_store, sync=config.store_sync, timeout_s=config.store_timeout_s
+            )
+            return store, list(store.heads())
+
+        try:
+            store, self._heads = await asyncio.to_thread(open_it)
+        except (StoreOpenError, StoreError) as error:
+            raise StartError(f"{error}; choose another with --session-store") from error
+        keeper = Keeper(store, timeout_s=config.store_timeout_s, observer=self.metrics)
+        self.metrics.add_keeper(keeper)
+        self._persistence = Persistence(
+            keeper=keeper,
+            timeout_s=config.store_timeout_s,
+            answer_bytes=config.answer_bytes,
+            key=self._key,
+        )
 
     def _make_server(self) -> grpc.aio.Server:
         server = grpc.aio.server(interceptors=[self._guard], options=channel_options(self.config))
@@ -183,6 +223,8 @@ class Server:
             limits=self.config.request_limits,
             default_solve=self.config.default_solve,
             metrics=self.metrics,
+            persistence=self._persistence,
+            attempts=self._attempts,
             version=_version(),
         )
         self._scoring = ScoringServicer(edge)
@@ -235,10 +277,23 @@ class Server:
             observer = self.metrics.observer(source.name)
             engine = await asyncio.to_thread(self._load, source, self.config, observer)
             self._engines.append(engine)
+            if count := self._persistence.adopt(engine, self._heads):
+                _log.info("model %s has %d sessions in the store", engine.name, count)
             self.metrics.add_engine(engine)
+        self._heads.clear()
         self._registry.open(self._engines)
         await self._health.set_ready()
         self._watching = asyncio.create_task(self._watch_engines())
+        self._watching_store = asyncio.create_task(self._watch_store())
+
+    async def _watch_store(self) -> None:
+        """Tell by health whether the session store does what it is asked."""
+        was_up = True
+        while True:
+            await asyncio.sleep(_LOOK_AT_STORE_S)
+            if self._persistence.keeper.is_up != was_up:
+                was_up = not was_up
+                await self._health.set_store(is_up=was_up)
 
     async def _watch_engines(self) -> None:
         """Tell by health when an engine's thread has ended, which only a defect can do."""
@@ -251,6 +306,25 @@ class Server:
 def _join(host: str, port: int) -> str:
     """Host and port as one name; the colons of IPv6 need brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _read_key(path: str) -> bytes | None:
+    """The key of exported sessions; None without a file. White space at its end does not count.
+
+    Raises:
+        StartError: the file cannot be read, or holds too little.
+    """
+    if not path:
+        return None
+    try:
+        key = Path(path).read_bytes().strip()
+    except OSError as error:
+        raise StartError(f"cannot read session_key_file {path}: {error.strerror}") from error
+    if len(key) < _LEAST_KEY_BYTES:
+        raise StartError(
+            f"session_key_file {path} must hold at least {_LEAST_KEY_BYTES} bytes, got {len(key)}"
+        )
+    return key
 
 
 def _version() -> str:

@@ -1,7 +1,9 @@
 """Stands before every method of the port: asks who calls, and whether that may be."""
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import grpc
@@ -12,6 +14,7 @@ from server.security.counts import SecurityCounts
 from server.security.errors import SecurityError
 from server.security.options import SecurityOptions
 from server.security.principals import Principal
+from server.security.quotas import Meters
 from server.security.rights import needed
 
 _HEALTH = "/grpc.health.v1.Health/"
@@ -28,6 +31,7 @@ class Gate:
     def __init__(self, options: SecurityOptions, access: Access, counts: SecurityCounts) -> None:
         """Ask ``access`` who callers are."""
         self._options, self._access, self._counts = options, access, counts
+        self._meters = Meters(time.monotonic)
 
     def look_at(self, metadata: Metadata) -> None:
         """Turn a caller away before its message is read: it may be long. Raises Unauthenticated."""
@@ -37,12 +41,18 @@ class Gate:
             self._counts.turned_away(kind_of(error))
             raise
 
-    def admit(self, call: Call, path: str) -> None:
-        """Let a call to one of our methods through; it belongs to its principal from now on.
+    @contextmanager
+    def admitted(self, call: Call, path: str) -> Iterator[None]:
+        """A call to one of our methods, which belongs to its principal from now on.
 
         Raises:
-            Unauthenticated, PermissionMissing: as the error says.
+            Unauthenticated, PermissionMissing, QuotaExceeded: as the error says.
         """
+        self._admit(call, path)
+        with nullcontext() if call.meter is None else call.meter.running():
+            yield
+
+    def _admit(self, call: Call, path: str) -> None:
         try:
             principal = self._identify(call)
             check_rights(principal, needed(path), call.method)
@@ -51,7 +61,7 @@ class Gate:
             self._counts.turned_away(kind_of(error))
             raise
         if principal.name:
-            call.principal = principal
+            call.principal, call.meter = principal, self._meters.of(principal)
             call.sharer = f"owner {principal.name}"
 
     def greet(self, call: Call) -> None:
