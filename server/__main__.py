@@ -114,7 +114,8 @@ def _stop_signal() -> asyncio.Event:
 
 def _announce(server: "Server", seconds: float) -> None:
     port = server.metrics_port
-    metrics = "off" if port is None else f"http://{server.config.metrics_host}:{port}/metrics"
+    scheme = "http" if server.config.tls_cert is None else "https"
+    metrics = "off" if port is None else f"{scheme}://{server.config.metrics_host}:{port}/metrics"
     names = ", ".join(source.name for source in server.config.sources())
     _log.info(
         "ready after %.1f s: serving %s at %s, metrics %s", seconds, names, server.address, metrics

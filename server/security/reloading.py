@@ -82,6 +82,9 @@ class Reloader:
         except SecurityFileError as error:
             _log.error("%s stay as they were: %s", name, error)
             is_done = False
+        except Exception:  # a file may be odd in ways nobody thought of: look on for a better one
+            _log.exception("%s stay as they were", name)
+            is_done = False
         else:
             _log.info("%s have been read anew", name)
             is_done = True

@@ -100,5 +100,5 @@ def test_without_a_file_the_log_has_it_and_no_line_is_lost(caplog, tmp_path):
 
 
 def test_a_file_that_cannot_be_written(tmp_path):
-    with pytest.raises(SecurityFileError, match="audit_log cannot be written to .*: Is a direc"):
+    with pytest.raises(SecurityFileError, match=r"audit_log cannot be written to .*: Is a direc"):
         Server(ServerConfig(audit_log=tmp_path))
