@@ -41,6 +41,7 @@ class Identity:
 
     metadata: tuple[tuple[str, str], ...]
     credentials: grpc.ChannelCredentials | None
+    options: tuple[tuple[str, int], ...] = OPTIONS
 
 
 def identity(
@@ -65,7 +66,11 @@ def identity(
         is_encrypted=credentials is not None,
         send_unencrypted=send_token_unencrypted,
     )
-    return Identity((*owner_metadata(owner), *shown), credentials)
+    options = OPTIONS
+    if shown and credentials is None and not send_token_unencrypted:
+        # gRPC would send even what is for this machine to the proxy that http_proxy names.
+        options = (*OPTIONS, ("grpc.enable_http_proxy", 0))
+    return Identity((*owner_metadata(owner), *shown), credentials, options)
 
 
 def owner_metadata(owner: str) -> tuple[tuple[str, str], ...]:

@@ -1,6 +1,8 @@
 """The page of metrics over HTTP, and who may see it."""
 
+import logging
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
@@ -11,6 +13,8 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from server.security.errors import SecurityError, Unauthenticated
 
+_log = logging.getLogger(__name__)
+
 _PATIENCE_S = 10.0
 """What a client gets to say what it wants."""
 
@@ -20,6 +24,20 @@ Allow = Callable[[str | None], None]
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    context: Callable[[], ssl.SSLContext] | None = None
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """The next connection; its thread, which has patience, does the handshake."""
+        connection, address = super().get_request()
+        if self.context is None:
+            return connection, address
+        return self.context().wrap_socket(
+            connection, server_side=True, do_handshake_on_connect=False
+        ), address
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """What somebody sends that is not HTTP is no concern of ours."""
+        _log.debug("a connection for metrics failed", exc_info=True)
 
 
 class _Server6(_Server):
@@ -43,6 +61,7 @@ class MetricsEndpoint:
         host: str,
         port: int,
         allow: Allow | None = None,
+        context: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
         """Begin to serve.
 
@@ -51,6 +70,7 @@ class MetricsEndpoint:
             host: address to listen on.
             port: TCP port; 0 takes a free one.
             allow: who may see it; None for everybody.
+            context: what a new connection is encrypted with; None for plain HTTP.
 
         Raises:
             OSError: the port is in use, or the host is not this machine's.
@@ -60,6 +80,7 @@ class MetricsEndpoint:
         self._server = make_server(
             host, port, app if allow is None else _asking(app, allow), kind, _Handler
         )
+        self._server.context = context
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics")
         self._thread.daemon = True
         self._thread.start()

@@ -6,6 +6,7 @@ import argparse
 import base64
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
@@ -116,9 +117,12 @@ def run(prog: str, args: argparse.Namespace, action: Callable[[Client], None]) -
     return EXIT_OK
 
 
+_TLS_FAILED: Final = re.compile("handshake|verification|certificate", re.IGNORECASE)
+
+
 def describe(error: DeqlmError, address: str) -> str:
     """Say in one line what went wrong and what to do."""
-    if isinstance(error, Unavailable) and not error.reason and "andshake" in error.message:
+    if isinstance(error, Unavailable) and _TLS_FAILED.search(error.message):
         return (
             f"no encrypted connection to {address}, as one of the two sides does not accept the "
             f"other's certificate, or one does not encrypt ({error.message}); look at --tls-ca, "

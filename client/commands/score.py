@@ -171,6 +171,7 @@ def _as_score(last: StreamedScore, tokens: tuple[TokenScore, ...]) -> Score:
         unknown_tokens=last.unknown_tokens,
         timing=last.timing,
         stopped_by=last.stopped_by,
+        kept=last.kept,
     )
 
 

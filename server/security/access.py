@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from urllib.parse import unquote
 
 from server.security.auth_file import read_auth_file
@@ -41,13 +42,22 @@ class Access:
         """
         self._options = options
         self._principals: Principals | None = None
-        if options.auth_file is not None:
-            self._principals = read_auth_file(options.auth_file)
+        self.reload()
 
     @property
     def is_asked(self) -> bool:
         """Whether callers must say who they are."""
-        return self._options.auth_file is not None
+        return self._options.auth_file is not None or self._options.tls_client_ca is not None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Where it is read from."""
+        return () if self._options.auth_file is None else (self._options.auth_file,)
+
+    def reload(self) -> None:
+        """Read anew who may call; those known stay if that cannot be. Raises AuthFileError."""
+        if self._options.auth_file is not None:
+            self._principals = read_auth_file(self._options.auth_file)
 
     def identify(
         self, metadata: Iterable[tuple[str, str | bytes]], auth: AuthContext, peer: str
@@ -64,14 +74,26 @@ class Access:
         """
         if not self.is_asked:
             return _HERE if is_near(peer) else _ELSEWHERE
-        token = token_in(metadata)
-        names = identities(auth)
-        assert self._principals is not None
+        token, names = token_in(metadata), identities(auth)
+        if self._principals is None:  # certificates alone show who calls
+            if not names:
+                raise Unauthenticated("unknown_certificate")
+            return Principal(name=names[0], rights=_ELSEWHERE.rights)
         if token is not None:
             return self._principals.by_token(token, now=time.time())
         if not names:
             raise Unauthenticated("missing")
         return self._principals.by_identity(names)
+
+    def may_be_known(self, metadata: Iterable[tuple[str, str | bytes]]) -> None:
+        """Turn away by metadata alone whom no certificate can help. Raises Unauthenticated."""
+        if self._principals is None:
+            return
+        token = token_in(metadata)
+        if token is not None:
+            self._principals.by_token(token, now=time.time())
+        elif not self._principals.has_identities:
+            raise Unauthenticated("missing")
 
 
 def check_rights(principal: Principal, needed: frozenset[Right], what: str) -> None:

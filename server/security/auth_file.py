@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.yaml_file import load
+from server.security.errors import SecurityFileError
 from server.security.principals import Principal, Principals, Quotas, TokenEntry
 from server.security.rights import RIGHTS, Right
 
@@ -28,7 +29,7 @@ _IDENTITY = re.compile(r"(dns|uri|email|ip|cn):.+")
 _QUOTAS = tuple(field.name for field in dataclasses.fields(Quotas))
 
 
-class AuthFileError(ValueError):
+class AuthFileError(SecurityFileError):
     """The file cannot be read or says something impossible; the message names file and key."""
 
 

@@ -7,6 +7,10 @@ SecurityError
 """
 
 
+class SecurityFileError(ValueError):
+    """A file of certificates or of those who may call cannot be used; the message names it."""
+
+
 class SecurityError(Exception):
     """Base of what callers are told who may not do what they asked for."""
 

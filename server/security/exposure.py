@@ -32,11 +32,22 @@ def exposure_problem(
         host: where calls are answered.
         metrics_host: where metrics are; None without them.
     """
-    for name, value in (("host", host), ("metrics_host", metrics_host)):
-        if value is not None and not options.insecure and not is_loopback(value):
-            return (
-                f"{name} must be of this machine alone (127.0.0.1, ::1, localhost), got {value}: "
-                "to listen beyond it give --insecure, and only where something else protects "
-                "the server"
-            )
-    return None
+    if options.insecure:
+        return None
+    missing = []
+    if options.tls_cert is None:
+        missing.append("--tls-cert and --tls-key")
+    if options.auth_file is None and options.tls_client_ca is None:
+        missing.append("--auth-file (or --tls-client-ca)")
+    needs = " and ".join(missing)
+    if needs and not is_loopback(host):
+        return (
+            f"host must be of this machine alone (127.0.0.1, ::1, localhost), got {host}: to "
+            f"listen beyond it give {needs}, or --insecure if something else protects the server"
+        )
+    if metrics_host is None or options.open_metrics or not needs or is_loopback(metrics_host):
+        return None
+    return (
+        "metrics_host must be of this machine alone (127.0.0.1, ::1, localhost), got "
+        f"{metrics_host}: to show metrics beyond it give {needs}, --open-metrics or --insecure"
+    )

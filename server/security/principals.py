@@ -84,6 +84,11 @@ class Principals:
         own = {entry.principal.name for entry in self._tokens}
         return frozenset(own | {principal.name for principal in self._identities.values()})
 
+    @property
+    def has_identities(self) -> bool:
+        """Whether a certificate may show who calls."""
+        return bool(self._identities)
+
     def by_token(self, token: str, *, now: float) -> Principal:
         """Whose token it is, in a time that does not depend on how much of it is right.
 

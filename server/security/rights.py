@@ -23,6 +23,8 @@ METHODS: Final[Mapping[str, frozenset[Right]]] = {
     "SessionService/ListSessions": _EITHER,
     "SessionService/ForkSession": _EITHER,
     "SessionService/DeleteSession": _EITHER,
+    "SessionService/ExportSession": _EITHER,
+    "SessionService/ImportSession": _EITHER,
     "TokenizerService/Tokenize": _EITHER,
     "TokenizerService/Detokenize": _EITHER,
     "ModelService/ListModels": _ANY,

@@ -1,12 +1,16 @@
 """Tokens travel with every call, and never where others could read them."""
 
 import asyncio
+import queue
+import socket
+import threading
 
 import pytest
 
+from client._retry import RetryPolicy
 from client.aio import AsyncClient
 from client.credentials import Tls, is_here
-from client.errors import InvalidArgument, PermissionDenied, Unauthenticated
+from client.errors import DeqlmError, InvalidArgument, PermissionDenied, Unauthenticated
 from client.sync import Client
 from tests.client.fake_server import Failure
 
@@ -151,3 +155,39 @@ class TestCommands:
         assert "--token-file" in told
         fake.queue("ListModels", Failure(code=PermissionDenied.code, message="needs the right x"))
         assert deqlm("info")[2] == "deqlm info: PERMISSION_DENIED: needs the right x\n"
+
+
+@pytest.fixture
+def proxy(monkeypatch):
+    """A proxy that http_proxy names; what it is sent."""
+    seen = queue.SimpleQueue()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve():
+            while True:
+                try:
+                    connection, _ = listening.accept()
+                except OSError:  # closed: the test is over
+                    return
+                with connection:
+                    seen.put(connection.recv(4096))
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{listening.getsockname()[1]}")
+        for name in ("no_grpc_proxy", "no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        yield seen
+        listening.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def test_a_token_for_this_machine_goes_to_no_proxy(fake, proxy):
+    with Client(fake.address, token=TOKEN) as client:
+        client.score("It")
+    assert sent(fake) == [f"Bearer {TOKEN}"]
+    assert proxy.empty()
+    with Client(fake.address, timeout_s=0.5, retry=RetryPolicy(max_attempts=1)) as client:
+        with pytest.raises(DeqlmError):
+            client.score("It")
+    assert proxy.get(timeout=5).startswith(b"CONNECT"), "without a token it is as ever"

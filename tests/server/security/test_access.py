@@ -107,6 +107,23 @@ def test_streams_are_refused_before_they_are_read(guarded):
     assert fails(lambda: list(stubs.generate(request))).code == "UNAUTHENTICATED"
 
 
+@pytest.mark.parametrize(
+    "message", [b"\xff" * 9, b"a" * (1 << 23)], ids=["malformed", "longer than any may be"]
+)
+def test_nothing_is_read_from_those_that_are_not_known(tiny_models, tmp_path, message):
+    path = write(tmp_path / "auth.yaml", people())
+    server = LiveServer(tiny_models, auth_file=path, max_message_bytes=1 << 22, open_health=True)
+    try:
+        call = server.channel.unary_unary("/deqlm.v1.ScoringService/Score")
+        told = fails(lambda: call(message, timeout=TIMEOUT_S))
+        assert (told.code, told.reason) == ("UNAUTHENTICATED", "UNAUTHENTICATED")
+        metadata = bearer(TOKENS["ann"])
+        told = fails(lambda: call(message, timeout=TIMEOUT_S, metadata=metadata))
+        assert told.code in ("INVALID_ARGUMENT", "RESOURCE_EXHAUSTED")
+    finally:
+        server.close()
+
+
 def calls_of(stubs):
     """Every method, with what it needs."""
     options = {"timeout": TIMEOUT_S, "metadata": stubs.metadata}
