@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from tests.fuzz.findings import Findings
 from tests.fuzz.mutations import mutated
+from tests.fuzz.target import workspace
 
 TRACED = ["client", "cli", "deq_model", "server", "training", "tokenize", "yaml", "numpy.lib"]
 """Packages whose branches Atheris follows."""
@@ -37,6 +39,7 @@ def by_coverage(found: Findings, *, count: int, seed: int, done: Callable[[], No
             found.try_out(data)
             if found.inputs >= count:
                 done()
+                shutil.rmtree(workspace(), ignore_errors=True)
                 os._exit(0)
 
         found.folder.mkdir(parents=True, exist_ok=True)

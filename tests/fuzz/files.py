@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import trustme
 
 from cli.options import options_of
 from cli.sources import from_file
@@ -25,6 +26,8 @@ from deq_model.warm_start import WARM_START_FILE, WarmStart, load_warm_start, sa
 from server.config import ServerConfig, ServerConfigError
 from server.options import parse_config
 from server.security.auth_file import AuthFileError, read_auth_file
+from server.security.options import SecurityOptions
+from server.security.tls import TlsError, read_certificates
 from tests.fuzz.target import Target, as_file, workspace
 from tests.server.tiny import WORDS, save_words
 from training.convert import convert_to_pth, read_pth
@@ -210,6 +213,26 @@ FLAGS = (
     b"--port\x0050051\0--model=a=b\0--grace-s\x002.5",
     b"--window=8\0--dtype\0bfloat16\0--host\x00127.0.0.1",
 )
+
+
+@cache
+def _certificate() -> tuple[Path, Path]:
+    """A certificate and its key."""
+    issued = trustme.CA().issue_cert("localhost")
+    chain, key = workspace() / "whole.crt", workspace() / "whole.key"
+    issued.cert_chain_pems[0].write_to_path(chain)
+    issued.private_key_pem.write_to_path(key)
+    return chain, key
+
+
+def _tls_certificate(path: Path) -> None:
+    read_certificates(SecurityOptions(tls_cert=path, tls_key=_certificate()[1]))
+
+
+def _tls_key(path: Path) -> None:
+    read_certificates(SecurityOptions(tls_cert=_certificate()[0], tls_key=path))
+
+
 _JSON = [json.dumps({"n_token": 9}).encode()]
 
 TARGETS = (
@@ -271,5 +294,19 @@ TARGETS = (
         3,
     ),
     Target("flags", lambda: list(FLAGS), _flags, (Usage, ServerConfigError), 1),
+    Target(
+        "TLS certificate",
+        lambda: [_certificate()[0].read_bytes()],
+        as_file("fuzzed.crt", _tls_certificate),
+        (TlsError,),
+        5,
+    ),
+    Target(
+        "TLS key",
+        lambda: [_certificate()[1].read_bytes()],
+        as_file("fuzzed.key", _tls_key),
+        (TlsError,),
+        5,
+    ),
     Target("auth file", lambda: [AUTH], as_file("auth.yaml", read_auth_file), (AuthFileError,), 3),
 )

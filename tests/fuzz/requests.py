@@ -18,7 +18,9 @@ from server.errors import InvalidFields, UnknownText
 from server.inputs import StreamTokens, Tokens, encode_text
 from server.servicers.sessions import _read_page_token
 from server.servicers.stream import Inbox
+from server.store.blob import BlobError, read_blob, write_blob
 from server.text import StopStringText
+from tests.fuzz.sessions import SNAPSHOT
 from tests.fuzz.target import Target
 from tests.server.tiny import SPM, word_tokenizer
 
@@ -153,6 +155,13 @@ def _fork(data: bytes) -> None:
     validation.check_fork(request, limits=LIMITS)
 
 
+def _import(data: bytes) -> None:
+    """What a caller sends as a session, up to what the engine is given."""
+    request = session_pb2.ImportSessionRequest.FromString(data)
+    validation.check_fork(request, limits=LIMITS)
+    read_blob(request.blob, strict=True)
+
+
 def _list(data: bytes) -> None:
     request = session_pb2.ListSessionsRequest.FromString(data)
     assert 1 <= validation.check_page_size(request.page_size) <= validation.MAX_PAGE_SIZE
@@ -250,6 +259,16 @@ TARGETS = (
         "CreateSession", _of(session_pb2.CreateSessionRequest(ttl_s=9, solver=SOLVER)), _create
     ),
     _target("ForkSession", _of(session_pb2.ForkSessionRequest(session_id="ab", ttl_s=9)), _fork),
+    Target(
+        "request ImportSession",
+        lambda: [
+            session_pb2.ImportSessionRequest(
+                blob=write_blob(SNAPSHOT), ttl_s=9.0, idempotency_key="k"
+            ).SerializeToString()
+        ],
+        _import,
+        (*REFUSALS, BlobError),
+    ),
     _target(
         "ListSessions", _of(session_pb2.ListSessionsRequest(page_size=3, page_token=PAGE)), _list
     ),

@@ -1,5 +1,6 @@
 """What is fuzzed: a decoder of bytes, inputs that it takes, and how it may refuse others."""
 
+import atexit
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,11 +44,8 @@ def workspace() -> Path:
     folder = tempfile.TemporaryDirectory(
         prefix="deqlm-fuzz-", dir=memory if memory.is_dir() else None
     )
-    _folders.append(folder)
+    atexit.register(folder.cleanup)
     return Path(folder.name)
-
-
-_folders: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def as_file(name: str, read: Callable[[Path], object]) -> Callable[[bytes], object]:
