@@ -112,9 +112,8 @@ def run(prog: str, args: argparse.Namespace, action: Callable[[Client], None]) -
         say(f"{prog}: {error}")
         return EXIT_USAGE
     except DeqlmError as error:
-        say(
-            f"{prog}: {error.code.name}: {describe(error, args.address, is_encrypted=is_encrypted(args))}"
-        )
+        told = describe(error, args.address, is_encrypted=is_encrypted(args))
+        say(f"{prog}: {error.code.name}: {told}")
         return EXIT_RPC
     return EXIT_OK
 

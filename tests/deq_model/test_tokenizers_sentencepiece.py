@@ -217,5 +217,5 @@ def test_a_damaged_model_without_unk_and_newline(tmp_path: Path, model_path: Pat
     kind = data.index(b"\x18\x02", begin)  # type: UNKNOWN
     data = data[:kind] + b"\x18\x01" + data[kind + 2 :]
     (tmp_path / "tokenizer.model").write_bytes(data)
-    with pytest.raises(TokenizerFileError, match="has no piece '.n'"):
+    with pytest.raises(TokenizerFileError, match=r"has no piece '.n'"):
         SentencePieceTokenizer.from_file(tmp_path / "tokenizer.model")
