@@ -93,6 +93,9 @@ class Attempts:
             raise KeyReused(key)
         await attempt.follow(send)
 
+    def __len__(self) -> int:
+        return len(self._tasks)
+
     async def wait(self, timeout_s: float) -> None:
         """Wait for those that go on without their clients."""
         if self._tasks:
