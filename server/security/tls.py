@@ -134,7 +134,7 @@ def _read(name: str, path: Path) -> bytes:
 def _certificates(name: str, path: Path, data: bytes) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(data)
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):  # which is no ValueError
         raise TlsError(f"{name} must be certificates in PEM, got {path}") from None
 
 

@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from prometheus_client import CollectorRegistry
 
+from server.security.audit import Audit
 from server.security.counts import SecurityCounts
 from server.security.options import SecurityOptions
 from server.security.reloading import Reloader
@@ -76,7 +77,7 @@ def test_what_nobody_thought_of_does_not_end_the_looking(tmp_path, caplog):
     path = tmp_path / "file"
     path.write_text("good")
     thing, registry = Odd(path), CollectorRegistry()
-    reloader = Reloader([("things", thing)], SecurityCounts(registry))
+    reloader = Reloader([("things", thing)], SecurityCounts(registry), Audit(None))
 
     def outcome(word):
         labels = {"what": "things", "outcome": word}
