@@ -81,18 +81,18 @@ class Server:
 
         Raises:
             ServerConfigError: there is no model to serve, or it would be open to the world.
-            AuthFileError, TlsError: who may call, or a certificate, is not as it must be.
+            SecurityFileError: who may call, or a certificate, is not as it must be.
         """
         config.check_exposure()
         self.config = config
         self.metrics = Metrics()
-        self._guarding = Guarding(config, self.metrics.security)
         self.port = 0
         self.metrics_port: int | None = None
         self._sources = config.sources()
         self._key = _read_key(config.session_key_file)
         self._load = load
         self._registry = Registry([source.name for source in self._sources])
+        self._guarding = Guarding(config, self.metrics.security)
         self._engines: list[Engine] = []
         self._endpoint: MetricsEndpoint | None = None
         self._loading: asyncio.Task[None] | None = None

@@ -15,7 +15,9 @@ from server.engine.engine import Engine
 from server.engine.errors import DeadlineExceeded, EngineFailed
 from server.engine.requests import GenerateJob, ScoreJob
 from server.engine.results import TERMINAL, Event, Failed, Generated, Scored
+from server.registry import Registry
 from server.security.principals import Principal
+from server.security.quotas import Meter
 
 E = TypeVar("E", Scored, Generated)
 
@@ -40,7 +42,8 @@ class Call:
         deadline: instant at which the caller stops waiting, or None.
         model: that it turned out to be about, for metrics.
         finished: reason for which it ended in an orderly way, for metrics.
-        principal: who called; None where nobody is asked.
+        principal: who called; None before that is known.
+        meter: what that may use; None for as much as there is.
     """
 
     context: grpc.aio.ServicerContext[Any, Any]
@@ -53,6 +56,7 @@ class Call:
     model: str = ""
     finished: str = ""
     principal: Principal | None = None
+    meter: Meter | None = None
     _jobs: int = field(default=0)
 
     @classmethod
@@ -86,6 +90,28 @@ class Call:
         """An id for one more job of this call."""
         self._jobs += 1
         return f"{self.request_id}-{self._jobs}"
+
+    def take_tokens(self, count: int) -> None:
+        """Count tokens that are about to be solved. Raises QuotaExceeded."""
+        if self.meter is not None:
+            self.meter.take_tokens(count)
+
+    def add_tokens(self, count: int) -> None:
+        """Count tokens that nobody could count before; give some back with a number below 0."""
+        if self.meter is not None:
+            self.meter.add_tokens(count)
+
+    def check_room(self, registry: Registry) -> None:
+        """Look whether its principal may have one more session; to be made before anything waits.
+
+        Raises:
+            QuotaExceeded: it may not.
+        """
+        if self.meter is not None:
+            held = registry.usage(self.owner)
+            self.meter.check_session(
+                held=held.sessions, held_bytes=held.bytes, more_bytes=held.more_bytes
+            )
 
     async def accept(self) -> None:
         """Send the headers now: the client learns that its call has begun, before any answer.

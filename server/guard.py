@@ -14,7 +14,7 @@ from grpc_status import rpc_status
 from server.call import Call
 from server.errors import rule_for, to_status
 from server.metrics import Metrics
-from server.security.errors import SecurityError
+from server.security.errors import QuotaExceeded, SecurityError
 from server.security.gate import Gate, before
 from server.wire import checked, lenient
 
@@ -93,9 +93,9 @@ class Guard(grpc.aio.ServerInterceptor):
         self._running += 1
         self._idle.clear()
         try:
-            self._gate.admit(call, path)
-            call.check_deadline()
-            result = await behaviour(checked(request), call)
+            with self._gate.admitted(call, path):
+                call.check_deadline()
+                result = await behaviour(checked(request), call)
             self._note_end(call, call.finished)
             return result
         except asyncio.CancelledError:  # the caller went away, or the server is at its end
@@ -125,6 +125,8 @@ class Guard(grpc.aio.ServerInterceptor):
             _log.error("request %s: %s failed", call.request_id, call.method, exc_info=error)
         if rule.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             self._metrics.rejected(call.model, rule.reason)
+        if isinstance(error, QuotaExceeded):
+            self._metrics.security.quota_exceeded(error.quota)
         self._note_failure(call, rule.code)
         status: status_pb2.Status = to_status(error, request_id=call.request_id)
         packed = rpc_status.to_status(status)

@@ -14,6 +14,9 @@ class SecurityCounts:
             "deqlm_auth_failures", "Callers turned away", ("reason",), registry=registry
         )
 
+        self._quotas = Counter(
+            "deqlm_quota_refusals", "Calls refused by a quota", ("quota",), registry=registry
+        )
         self._reloads = Counter(
             "deqlm_reloads", "Files read anew", ("what", "outcome"), registry=registry
         )
@@ -26,6 +29,10 @@ class SecurityCounts:
     def turned_away(self, reason: str) -> None:
         """A caller was not known, or had no right."""
         self._refused.labels(reason).inc()
+
+    def quota_exceeded(self, quota: str) -> None:
+        """A principal wanted more than it may use."""
+        self._quotas.labels(quota).inc()
 
     def reloaded(self, what: str, *, is_done: bool) -> None:
         """Files were read anew, or could not be."""

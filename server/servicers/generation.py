@@ -105,6 +105,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 lease=lease,
                 call=call,
             )
+            call.take_tokens(len(prompt))
             with submitted(engine, job, events):
                 generated = await self._relay(events, started, engine, call, sent)
             last = translate.generation_finished(generated, fields.solve)
@@ -138,6 +139,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 await sent.send(generation_pb2.GenerateResponse(started=started))
             elif isinstance(event, Drawn):
                 clock.token_drawn()
+                call.add_tokens(1)
                 await sent.send(
                     translate.generated_token(event.token, event.text, engine.tokenizer)
                 )

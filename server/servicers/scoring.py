@@ -156,6 +156,7 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
             owner=call.sharer,
             sink=events.sink,
         )
+        call.take_tokens(len(inputs))
         with submitted(engine, job, events):
             return await events.last(Scored)
 

@@ -40,9 +40,12 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             request, limits=self._edge.limits, solve=self._edge.default_solve
         )
         new_id = _named(request.idempotency_key, "create", call.owner, engine.name)
-        view = _existing(engine, new_id, call.owner) or engine.sessions.create(
-            owner=call.owner, ttl_s=ttl_s, solve=solve, session_id=new_id
-        )
+        view = _existing(engine, new_id, call.owner)
+        if view is None:
+            call.check_room(self._edge.registry)
+            view = engine.sessions.create(
+                owner=call.owner, ttl_s=ttl_s, solve=solve, session_id=new_id
+            )
         kept = await self._edge.persistence.store(engine, view.session_id)
         session = translate.session(view, engine.name)
         return session_pb2.CreateSessionResponse(session=session, kept=kept)
@@ -83,6 +86,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         copy = _existing(engine, new_id, call.owner)
         if copy is None:
             async with persistence.leased(engine, view.session_id, call.owner) as lease:
+                call.check_room(self._edge.registry)
                 copy = engine.sessions.fork(
                     view.session_id, call.owner, ttl_s=ttl_s, lease=lease, copy_id=new_id
                 )
@@ -135,9 +139,12 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             raise InvalidFields([("blob", problem)])
         digest = hashlib.blake2b(request.blob).hexdigest()
         new_id = _named(request.idempotency_key, "import", call.owner, f"{engine.name} {digest}")
-        view = _existing(engine, new_id, call.owner) or engine.sessions.add(
-            self._imported(opened.snapshot, engine, call.owner, new_id, ttl_s)
-        )
+        view = _existing(engine, new_id, call.owner)
+        if view is None:
+            call.check_room(self._edge.registry)
+            view = engine.sessions.add(
+                self._imported(opened.snapshot, engine, call.owner, new_id, ttl_s)
+            )
         kept = await persistence.store(engine, view.session_id)
         session = translate.session(view, engine.name)
         return session_pb2.ImportSessionResponse(session=session, kept=kept)

@@ -251,6 +251,7 @@ class Stream:
         tokens = batch.tokens
         if not tokens:
             return ()
+        self._call.take_tokens(len(tokens))
         events, budget = Events(), self._fields.budget
         job = ScoreJob(
             job_id=self._call.next_job_id(),
@@ -271,6 +272,7 @@ class Stream:
             tokens.first(len(scored.tokens)),
             tokens.after(len(scored.tokens)),
         )
+        self._call.add_tokens(-len(self._left))  # they are counted when their turn comes
         batch.stopped = scored.stopped
         self._kept = await self._edge.persistence.keep(self._engine, self._lease, scored.session)
         self._add(scored, batch.tokens)
