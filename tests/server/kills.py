@@ -70,7 +70,7 @@ class Killed:
 
     def wait_ready(self) -> None:
         """Waits until it answers."""
-        with grpc.insecure_channel(f"127.0.0.1:{self.port}", options=OPTIONS) as channel:
+        with self.channel() as channel:
             while True:
                 assert self.process.poll() is None, self.log_path.read_text()[-3000:]
                 try:
@@ -78,6 +78,10 @@ class Killed:
                 except grpc.RpcError as error:
                     assert error.code() in _RETRIED, error
                     time.sleep(BACK_OFF_S)
+
+    def channel(self) -> grpc.Channel:
+        """To it, whichever process it is now."""
+        return grpc.insecure_channel(f"127.0.0.1:{self.port}", options=OPTIONS)
 
     def kill(self) -> None:
         """Kills it as a machine would that has no memory left."""
