@@ -13,6 +13,7 @@ from deqlm.v1 import (
     common_pb2,
     generation_pb2,
     model_pb2,
+    scoring_pb2,
     session_pb2,
     tokenizer_pb2,
 )
@@ -58,7 +59,7 @@ def everything(stubs):
         lambda: stubs.score(TEXT, model=SECRET),
         lambda: stubs.score(TEXT, session_id=SECRET),
         lambda: list(stubs.stream([TEXT, FLUSH, TEXT], session_id=session)),
-        lambda: list(stubs.stream([TEXT, common_pb2.Input(text=SECRET)])),
+        lambda: list(stubs.stream([TEXT, scoring_pb2.ScoreStreamRequest(), SECRET])),
         generate,
         lambda: generate(session_id=session),
         lambda: generate(logprobs=10**6),
@@ -83,7 +84,7 @@ def everything(stubs):
         lambda: stubs.models.ListModels(model_pb2.ListModelsRequest(), **options),
         lambda: stubs.admin.CheckInvariants(admin_pb2.CheckInvariantsRequest(), **options),
     ):
-        with contextlib.suppress(grpc.RpcError, TypeError, AttributeError):
+        with contextlib.suppress(grpc.RpcError):
             call()
     for method in (*METHODS, f"{SECRET}/{SECRET}"):
         for data in (SECRET.encode(), b"\x0a" + bytes([len(SECRET)]) + SECRET.encode(), b"\xff"):
