@@ -155,7 +155,7 @@ class Driver:
             limits=self.limits,
             observer=self.calls,
             warm_start=warm_start if setting.warm else None,
-            early_int8=pick_early(early, device, checkpoint.config),
+            early_int8=pick_early(early, device, setting.dtype, checkpoint.config),
         )
         self._serial = 0
         if setting.by_cost:

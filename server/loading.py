@@ -10,7 +10,7 @@ from deq_model.checkpoint import load_checkpoint
 from deq_model.config import ModelConfig
 from deq_model.devices import find_device
 from deq_model.errors import CheckpointError
-from deq_model.feed_forward import has_int8
+from deq_model.int8_feed_forward import has_int8
 from deq_model.products import has_kernel
 from deq_model.warm_start import load_warm_start
 from server.config import ModelSource, ServerConfig, ServerConfigError
@@ -56,7 +56,7 @@ def load_engine(source: ModelSource, config: ServerConfig, observer: Observer) -
             limits=config.engine_limits,
             observer=observer,
             warm_start=warm_start,
-            early_int8=pick_early(config, device, checkpoint.config),
+            early_int8=pick_early(config, device, dtype, checkpoint.config),
         )
         engine.measure_calls()
     except (MemoryError, RuntimeError) as error:
@@ -102,16 +102,20 @@ def pick_dtype(config: ServerConfig, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def pick_early(config: ServerConfig, device: torch.device, model: ModelConfig) -> bool:
-    """Whether early calls of f may be in 8 bits.
+def pick_early(
+    config: ServerConfig, device: torch.device, dtype: torch.dtype, model: ModelConfig
+) -> bool:
+    """Whether the feed-forward may be computed by differences in 8 bits.
 
     Raises:
-        ServerConfigError: they must be, and this machine cannot.
+        ServerConfigError: it must be, and this machine cannot.
     """
     can = has_int8(device.type)
     if config.early_dtype == "int8" and not can:
         raise ServerConfigError(
-            f"early_dtype must be none or auto on {device}: int8 needs a CPU with AVX-512"
+            f"early_dtype must be none or auto on {device}: int8 needs a CPU with AVX-512 VNNI, "
+            "and the kernels that a C compiler makes when deqlm is installed"
         )
     large = 2 * model.d_model * model.d_inner >= _LEAST_INT8_WEIGHTS
-    return can and (config.early_dtype == "int8" or (config.early_dtype == "auto" and large))
+    pays = large and dtype == torch.float16
+    return can and (config.early_dtype == "int8" or (config.early_dtype == "auto" and pays))

@@ -79,8 +79,7 @@ class Engine:
             limits: sizes.
             observer: told about every call of f, once the engine is warm.
             warm_start: map to first states, fitted for this checkpoint; None for zeros.
-            early_int8: compute the feed-forward in 8 bits for rows far from their fixed point,
-                where ``measure_calls`` finds that it pays.
+            early_int8: compute the feed-forward by differences in 8 bits, on a CPU that can.
             costs: what a call of f takes by its rows, see ``measure_calls``; until they are known
                 calls are filled, whatever time they take.
 
@@ -126,7 +125,7 @@ class Engine:
             self._slab,
             max_rows=limits.max_batch_tokens,
             form=_FORMS[dtype],
-            rough=early_int8,
+            early_int8=early_int8,
             method=self.solver,
             warm_start=None if warm_start is None else warm_start.to(device, dtype),
         )
