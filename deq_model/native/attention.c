@@ -3,14 +3,14 @@
  * Letters: n rows, H heads, d channels of a head, T distances.
  */
 
-#include "kernels.h"
+#include "common.h"
 
-struct Rings {
+typedef struct {
     int64_t heads, d, ring, distances;
     float *key, *value; /* (work rows, H, ring, d) */
     const float *positions; /* (H, T, d): what a distance adds to a score, by the query */
     const float *constant; /* (H, T): whatever the query */
-};
+} Rings;
 
 /* exp(x) for x ≤ 0, to about one rounding: 2 to a whole power, and a polynomial for the rest. */
 static inline float exponential(float x)

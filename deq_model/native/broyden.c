@@ -4,9 +4,9 @@
  * Letters: D channels, m depth.
  */
 
-#include "kernels.h"
+#include "common.h"
 
-struct Solver {
+typedef struct {
     int64_t dim, depth;
     float restart, least_norm;
     float *state; /* (rows, 5, D): next; state and residual of the last step; of the best */
@@ -14,7 +14,7 @@ struct Solver {
     float *damping; /* (rows,) */
     float *terms; /* (rows, m, 2, D) */
     int64_t *count; /* (rows,) */
-};
+} Solver;
 
 CLONES static float dot(const float *a, const float *b, int64_t n)
 {

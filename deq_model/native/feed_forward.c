@@ -8,7 +8,7 @@
  * Letters: n rows, D outputs and inputs, I inner channels.
  */
 
-#include "kernels.h"
+#include "common.h"
 
 enum {
     PANEL = 64, /* outputs of a panel of weights */
@@ -18,7 +18,7 @@ enum {
     SECOND = 254, /* steps of the second byte in one of the first */
 };
 
-struct Weights {
+typedef struct {
     int64_t dim, dim_padded, inner_padded; /* D; D and I to multiples of PANEL */
     const uint8_t *in_high, *in_low; /* (I/PANEL, ⌈D/4⌉, PANEL, 4), each + 128 */
     const float *in_scale, *in_bias; /* (I,) */
@@ -28,7 +28,7 @@ struct Weights {
     float *anchor_x; /* (anchors, D) */
     uint16_t *anchor_inner; /* (anchors, I): bfloat16, before the ReLU */
     float *anchor_y; /* (anchors, D) */
-};
+} Weights;
 
 #if defined(__x86_64__)
 #include <immintrin.h>

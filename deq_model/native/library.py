@@ -48,6 +48,7 @@ def run(kernel: Callable[..., int], *arguments: object) -> None:
     Raises:
         MemoryError: memory is short.
     """
+    torch.get_num_threads()  # has this thread's OpenMP use as many as torch does
     if kernel(*map(_as_c, arguments)):
         raise MemoryError("the kernels cannot allocate memory for their sums")
 
