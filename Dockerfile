@@ -16,7 +16,8 @@ COPY --from=build /venv /venv
 # The bundled checkpoint is looked for beside the packages; a volume on /models holds others.
 COPY models* /venv/lib/python3.12/site-packages/models/
 USER deqlm
-ENV PATH=/venv/bin:$PATH DEQLM_HOST=0.0.0.0 DEQLM_METRICS_HOST=0.0.0.0
+# All of the container's own network; who publishes a port says who reaches it.
+ENV PATH=/venv/bin:$PATH DEQLM_HOST=0.0.0.0 DEQLM_METRICS_HOST=0.0.0.0 DEQLM_INSECURE=true
 EXPOSE 50051 9464
 STOPSIGNAL SIGTERM
 HEALTHCHECK --start-period=120s CMD ["python", "-c", \

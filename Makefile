@@ -16,6 +16,7 @@ help: ## list the targets
 setup: $(INSTALLED) proto ## virtual environment with everything pinned, stubs, editable install
 
 test: lint ## set-up, lint, types and the quick tests
+	scripts/redis
 	$(BIN)/python -m pytest -q -m "not slow and not gpu"
 
 demo: setup ## start a server on the bundled checkpoint, use it, stop it
@@ -34,6 +35,7 @@ proto: $(INSTALLED) ## generate the gRPC stubs that are out of date
 	@$(BIN)/python scripts/gen_protos.py
 
 slow: setup ## the tests that take longer
+	scripts/redis
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
 
 accuracy: setup ## what tolerance, number format and cutting cost the default model

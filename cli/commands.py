@@ -38,6 +38,10 @@ COMMANDS: dict[str, Command] = {
         target="client.commands.info:main",
         summary="tell what models a server has loaded, and their limits",
     ),
+    "token": Command(
+        target="server.security.token_command:main",
+        summary="make tokens with which clients show a server who they are",
+    ),
     "prepare": Command(
         target="training.prepare.cli:main",
         summary="make tokens of WikiText-103, PTB or any text, to train on",

@@ -44,7 +44,7 @@ class Option:
 
 
 def options_of(group: str, kind: type, default: Any = MISSING) -> Iterator[Option]:
-    """The options of a class.
+    """The options of a class, its own before those that it has from another.
 
     Args:
         group: the prefix of their flags, empty for none.
@@ -52,7 +52,8 @@ def options_of(group: str, kind: type, default: Any = MISSING) -> Iterator[Optio
         default: an instance whose values are the defaults, in place of the class's own.
     """
     annotations, told = typing.get_type_hints(kind), meanings(kind)
-    for field in dataclasses.fields(kind):
+    own_names = inspect.get_annotations(kind)
+    for field in sorted(dataclasses.fields(kind), key=lambda field: field.name not in own_names):
         own = field.default
         if own is MISSING and field.default_factory is not MISSING:
             own = field.default_factory()
@@ -67,8 +68,14 @@ def options_of(group: str, kind: type, default: Any = MISSING) -> Iterator[Optio
 
 @functools.cache
 def meanings(kind: type) -> Mapping[str, str]:
-    """What a class's docstring says of each field, on one line without the full stop."""
+    """What a class's docstring says of each field, on one line without the full stop.
+
+    Fields that it has from another class are told there.
+    """
     found: dict[str, str] = {}
+    for base in kind.__bases__:
+        if dataclasses.is_dataclass(base):
+            found |= meanings(base)
     name = ""
     _, _, section = (inspect.getdoc(kind) or "").partition("Attributes:\n")
     for line in section.splitlines():

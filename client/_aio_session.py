@@ -75,6 +75,7 @@ class AsyncSession:
         candidates: Sequence[Input] = (),
         budget: Budget | None = None,
         priority: Priority | None = None,
+        idempotency_key: str = "",
         timeout_s: float | None = None,
     ) -> results.Score:
         """Score after what the session holds and append; with candidates, append nothing."""
@@ -87,6 +88,7 @@ class AsyncSession:
             candidates=candidates,
             budget=budget,
             priority=priority,
+            idempotency_key=idempotency_key,
             timeout_s=timeout_s,
         )
 
@@ -123,6 +125,7 @@ class AsyncSession:
         solver: SolverOptions | None = None,
         budget: Budget | None = None,
         priority: Priority | None = None,
+        idempotency_key: str = "",
         timeout_s: float | None = None,
     ) -> AsyncGeneration:
         """Continue the session; prompt and tokens are appended when generation finishes."""
@@ -135,6 +138,7 @@ class AsyncSession:
             solver=solver,
             budget=budget,
             priority=priority,
+            idempotency_key=idempotency_key,
             timeout_s=timeout_s,
         )
 
@@ -143,6 +147,10 @@ class AsyncSession:
         return AsyncSession(
             self._client, await self._client.fork_session(self.session_id, ttl_s=ttl_s)
         )
+
+    async def export(self) -> bytes:
+        """Give the session out as bytes, for `import_session` of a client."""
+        return await self._client.export_session(self.session_id)
 
     async def refresh(self) -> resources.SessionInfo:
         """Ask for its state; also kept in `info`."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
+import grpc
+
+from client.credentials import Tls, channel_credentials, token_metadata
 from client.errors import ErrorDetails, FieldViolation, InvalidArgument
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
@@ -29,6 +33,44 @@ OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.initial_reconnect_backoff_ms", 100),
 )
 """Options of every channel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What every call of a client carries, and what its connection is made with."""
+
+    metadata: tuple[tuple[str, str], ...]
+    credentials: grpc.ChannelCredentials | None
+    options: tuple[tuple[str, int], ...] = OPTIONS
+
+
+def identity(
+    address: str,
+    *,
+    owner: str,
+    token: str | None,
+    tls: Tls | None,
+    credentials: grpc.ChannelCredentials | None,
+    send_token_unencrypted: bool,
+) -> Identity:
+    """Checks what a client is given.
+
+    Raises:
+        InvalidArgument: it cannot be sent, should not be, or is not there.
+    """
+    if tls is not None:
+        credentials = channel_credentials(tls)
+    shown = token_metadata(
+        token,
+        address,
+        is_encrypted=credentials is not None,
+        send_unencrypted=send_token_unencrypted,
+    )
+    options = OPTIONS
+    if shown and credentials is None and not send_token_unencrypted:
+        # gRPC would send even what is for this machine to the proxy that http_proxy names.
+        options = (*OPTIONS, ("grpc.enable_http_proxy", 0))
+    return Identity((*owner_metadata(owner), *shown), credentials, options)
 
 
 def owner_metadata(owner: str) -> tuple[tuple[str, str], ...]:

@@ -35,6 +35,7 @@ def score(message: scoring_pb2.ScoreResponse) -> results.Score:
         candidates=tuple(map(_candidate_score, message.candidates)),
         timing=_copy(results.Timing, message.timing),
         stopped_by=_stopped_by(message),
+        kept=_kept(message),
     )
 
 
@@ -49,6 +50,7 @@ def streamed_score(message: scoring_pb2.ScoreStreamResponse) -> results.Streamed
         solver=solver_report(message.solver),
         timing=_copy(results.Timing, message.timing),
         stopped_by=_stopped_by(message),
+        kept=_kept(message),
     )
 
 
@@ -146,6 +148,7 @@ def _finished(message: generation_pb2.GenerationFinished) -> results.GenerationF
         session=totals(message.session) if message.HasField("session") else None,
         solver=solver_report(message.solver),
         timing=_copy(results.Timing, message.timing),
+        kept=_kept(message),
     )
 
 
@@ -165,6 +168,10 @@ def _alternative(message: common_pb2.TokenAlternative) -> results.TokenAlternati
 
 def _stopped_by(message: Message) -> results.StoppedBy:
     return _enum(results.StoppedBy, message, "stopped_by")
+
+
+def _kept(message: Message) -> results.Kept:
+    return _enum(results.Kept, message, "kept")
 
 
 def _policy(value: common_pb2.BudgetPolicy) -> BudgetPolicy | None:

@@ -76,6 +76,7 @@ def score_request(
     candidates: Iterable[Input],
     budget: Budget | None,
     priority: Priority | None,
+    idempotency_key: str = "",
 ) -> scoring_pb2.ScoreRequest:
     """Build the request of Score."""
     return scoring_pb2.ScoreRequest(
@@ -88,6 +89,7 @@ def score_request(
         candidates=[_required_input(candidate) for candidate in candidates],
         budget=budget_to_pb(budget),
         priority=priority_to_pb(priority),
+        idempotency_key=_unicode(idempotency_key),
     )
 
 
@@ -134,6 +136,7 @@ def generate_request(
     solver: SolverOptions | None,
     budget: Budget | None,
     priority: Priority | None,
+    idempotency_key: str = "",
 ) -> generation_pb2.GenerateRequest:
     """Build the request of Generate."""
     return generation_pb2.GenerateRequest(
@@ -146,6 +149,7 @@ def generate_request(
         solver=solver_to_pb(solver),
         budget=budget_to_pb(budget),
         priority=priority_to_pb(priority),
+        idempotency_key=_unicode(idempotency_key),
     )
 
 

@@ -68,6 +68,7 @@ class Session:
         candidates: Sequence[Input] = (),
         budget: Budget | None = None,
         priority: Priority | None = None,
+        idempotency_key: str = "",
         timeout_s: float | None = None,
     ) -> results.Score:
         """Score after what the session holds and append; with candidates, append nothing."""
@@ -80,6 +81,7 @@ class Session:
             candidates=candidates,
             budget=budget,
             priority=priority,
+            idempotency_key=idempotency_key,
             timeout_s=timeout_s,
         )
 
@@ -116,6 +118,7 @@ class Session:
         solver: SolverOptions | None = None,
         budget: Budget | None = None,
         priority: Priority | None = None,
+        idempotency_key: str = "",
         timeout_s: float | None = None,
     ) -> Generation:
         """Continue the session; prompt and tokens are appended when generation finishes."""
@@ -128,12 +131,17 @@ class Session:
             solver=solver,
             budget=budget,
             priority=priority,
+            idempotency_key=idempotency_key,
             timeout_s=timeout_s,
         )
 
     def fork(self, *, ttl_s: float | None = None) -> Session:
         """Copy the session."""
         return Session(self._client, self._client.fork_session(self.session_id, ttl_s=ttl_s))
+
+    def export(self) -> bytes:
+        """Give the session out as bytes, for `import_session` of a client."""
+        return self._client.export_session(self.session_id)
 
     def refresh(self) -> resources.SessionInfo:
         """Ask for its state; also kept in `info`."""

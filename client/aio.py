@@ -27,11 +27,11 @@ from client._aio_streams import AsyncGeneration, Requests, becomes_serving, stre
 from client._channel import (
     DEFAULT_ADDRESS,
     DEFAULT_TIMEOUT_S,
-    OPTIONS,
     READY_SERVICE,
-    owner_metadata,
+    identity,
 )
 from client._retry import NEVER, ON_ABORTED, ON_UNAVAILABLE, Attempts, RetryPolicy
+from client.credentials import Tls
 from client.errors import from_call
 from client.options import (
     Budget,
@@ -57,7 +57,7 @@ class AsyncClient:
     """A connection to one server, for one event loop.
 
     Every method raises a `client.errors.DeqlmError` when its call fails. Calls that change nothing
-    are repeated when the server is unavailable; calls that change a session never are.
+    are repeated when the server is unavailable; calls that change a session are only with a key.
     """
 
     def __init__(
@@ -67,7 +67,10 @@ class AsyncClient:
         timeout_s: float | None = DEFAULT_TIMEOUT_S,
         stream_timeout_s: float | None = None,
         owner: str = "",
+        token: str | None = None,
+        tls: Tls | None = None,
         credentials: grpc.ChannelCredentials | None = None,
+        send_token_unencrypted: bool = False,
         retry: RetryPolicy | None = None,
     ) -> None:
         """Open the channel; the connection is made by the first call.
@@ -77,18 +80,32 @@ class AsyncClient:
             timeout_s: Deadline of calls that name none; None: no deadline.
             stream_timeout_s: The same for `score_stream` and `generate`.
             owner: Owner of the sessions made and used.
-            credentials: For TLS; None: an unencrypted connection.
+            token: Shows who calls, to a server that asks.
+            tls: Certificates of an encrypted connection; None: an unencrypted one.
+            credentials: The same as gRPC has them, in place of `tls`.
+            send_token_unencrypted: Send the token even where anybody on the way can read it.
             retry: When to repeat calls that change nothing.
+
+        Raises:
+            InvalidArgument: A file is missing, or the token would go unencrypted to elsewhere.
         """
         self.address = address
         self._timeout_s = timeout_s
         self._stream_timeout_s = stream_timeout_s
-        self._metadata = owner_metadata(owner)
+        shown = identity(
+            address,
+            owner=owner,
+            token=token,
+            tls=tls,
+            credentials=credentials,
+            send_token_unencrypted=send_token_unencrypted,
+        )
+        self._metadata = shown.metadata
         self._retry = retry if retry is not None else RetryPolicy()
         self._channel = (
-            aio.insecure_channel(address, options=OPTIONS)
-            if credentials is None
-            else aio.secure_channel(address, credentials, options=OPTIONS)
+            aio.insecure_channel(address, options=shown.options)
+            if shown.credentials is None
+            else aio.secure_channel(address, shown.credentials, options=shown.options)
         )
         self._scoring = scoring_pb2_grpc.ScoringServiceStub(self._channel)
         self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
@@ -126,9 +143,14 @@ class AsyncClient:
         candidates: Sequence[Input] = (),
         budget: Budget | None = None,
         priority: Priority | None = None,
+        idempotency_key: str = "",
         timeout_s: float | None = None,
     ) -> results.Score:
-        """Score text or token ids; with candidates, score each after session and input."""
+        """Score text or token ids; with candidates, score each after session and input.
+
+        With an `idempotency_key` the session gets the input once however often the call is sent,
+        so that it is repeated when the server is unavailable.
+        """
         request = _encode.score_request(
             input=input,
             session_id=session,
@@ -139,8 +161,10 @@ class AsyncClient:
             candidates=candidates,
             budget=budget,
             priority=priority,
+            idempotency_key=idempotency_key,
         )
-        retry_on = ON_UNAVAILABLE if session is None or candidates else NEVER
+        is_safe = session is None or candidates or idempotency_key
+        retry_on = ON_UNAVAILABLE if is_safe else NEVER
         return _decode.score(await self._call(self._scoring.Score, request, retry_on, timeout_s))
 
     def score_stream(
@@ -186,9 +210,13 @@ class AsyncClient:
         solver: SolverOptions | None = None,
         budget: Budget | None = None,
         priority: Priority | None = None,
+        idempotency_key: str = "",
         timeout_s: float | None = None,
     ) -> AsyncGeneration:
-        """Continue a prompt or a session; iterate over the result for the tokens."""
+        """Continue a prompt or a session; iterate over the result for the tokens.
+
+        With an `idempotency_key` the session is continued once: sent again, it tells the same.
+        """
         request = _encode.generate_request(
             prompt=prompt,
             session_id=session,
@@ -199,6 +227,7 @@ class AsyncClient:
             solver=solver,
             budget=budget,
             priority=priority,
+            idempotency_key=idempotency_key,
         )
         return AsyncGeneration(self._stream(self._generation.Generate, request, timeout_s))
 
@@ -213,13 +242,23 @@ class AsyncClient:
         return AsyncSession(self, await self.get_session(session_id))
 
     async def create_session(
-        self, *, model: str = "", ttl_s: float | None = None, solver: SolverOptions | None = None
+        self,
+        *,
+        model: str = "",
+        ttl_s: float | None = None,
+        solver: SolverOptions | None = None,
+        idempotency_key: str = "",
     ) -> resources.SessionInfo:
         """Make a session and leave its end to the caller, or to its time to live."""
         request = session_pb2.CreateSessionRequest(
-            model=model, ttl_s=ttl_s, solver=_encode.solver_to_pb(solver)
+            model=model,
+            ttl_s=ttl_s,
+            solver=_encode.solver_to_pb(solver),
+            idempotency_key=idempotency_key,
         )
-        answer = await self._call(self._sessions.CreateSession, request, NEVER)
+        answer = await self._call(
+            self._sessions.CreateSession, request, ON_UNAVAILABLE if idempotency_key else NEVER
+        )
         return _decode.session(answer.session)
 
     async def get_session(self, session_id: str) -> resources.SessionInfo:
@@ -240,11 +279,33 @@ class AsyncClient:
             request.page_token = page.next_page_token
 
     async def fork_session(
-        self, session_id: str, *, ttl_s: float | None = None
+        self, session_id: str, *, ttl_s: float | None = None, idempotency_key: str = ""
     ) -> resources.SessionInfo:
-        """Copy a session."""
-        request = session_pb2.ForkSessionRequest(session_id=session_id, ttl_s=ttl_s)
-        answer = await self._call(self._sessions.ForkSession, request, NEVER)
+        """Copy a session; once, if it is sent again with the same key."""
+        request = session_pb2.ForkSessionRequest(
+            session_id=session_id, ttl_s=ttl_s, idempotency_key=idempotency_key
+        )
+        answer = await self._call(
+            self._sessions.ForkSession, request, ON_UNAVAILABLE if idempotency_key else NEVER
+        )
+        return _decode.session(answer.session)
+
+    async def export_session(self, session_id: str) -> bytes:
+        """Give a session out as bytes, for `import_session`; they hold its tokens."""
+        request = session_pb2.ExportSessionRequest(session_id=session_id)
+        answer = await self._call(self._sessions.ExportSession, request, ON_UNAVAILABLE)
+        blob: bytes = answer.blob
+        return blob
+
+    async def import_session(
+        self, blob: bytes, *, model: str = "", ttl_s: float | None = None, idempotency_key: str = ""
+    ) -> resources.SessionInfo:
+        """Make a session of what `export_session` gave, of this server or another."""
+        request = session_pb2.ImportSessionRequest(
+            blob=blob, model=model, ttl_s=ttl_s, idempotency_key=idempotency_key
+        )
+        retry_on = ON_UNAVAILABLE if idempotency_key else NEVER
+        answer = await self._call(self._sessions.ImportSession, request, retry_on)
         return _decode.session(answer.session)
 
     async def delete_session(self, session_id: str, *, wait_if_busy: bool = False) -> None:
@@ -296,7 +357,12 @@ class AsyncClient:
         attempts = Attempts(self._retry, retry_on=NEVER, timeout_s=self._timeout(timeout_s))
         request = health_pb2.HealthCheckRequest(service=service)
         while True:
-            call = self._health.Watch(request, timeout=attempts.remaining_s(), wait_for_ready=True)
+            call = self._health.Watch(
+                request,
+                timeout=attempts.remaining_s(),
+                metadata=self._metadata,
+                wait_for_ready=True,
+            )
             if await becomes_serving(call):
                 return
             await asyncio.sleep(self._retry.initial_backoff_s)

@@ -10,8 +10,10 @@ DeqlmError
 ├── Unavailable           the server is not reachable, loading or going away
 ├── Cancelled             the call was cancelled
 ├── Internal              a defect of the server
-└── OutOfRange, AlreadyExists, PermissionDenied, Unauthenticated, Unimplemented, DataLoss, Unknown
-    are not part of the contract; proxies and other servers send them
+├── Unauthenticated       the server knows its callers, and this one shows no token that it knows
+├── PermissionDenied      the caller's rights do not go so far
+└── OutOfRange, AlreadyExists, Unimplemented, DataLoss, Unknown are not part of the
+    contract; proxies and other servers send them
 """
 
 from __future__ import annotations

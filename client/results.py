@@ -31,6 +31,14 @@ class StoppedBy(StrEnum):
     CALLS = "calls"
 
 
+class Kept(StrEnum):
+    """Where the server holds what a call did to a session; `unspecified`: it did nothing."""
+
+    UNSPECIFIED = "unspecified"
+    IN_MEMORY = "in_memory"
+    IN_STORE = "in_store"
+
+
 class FinishReason(StrEnum):
     """Why generation ended."""
 
@@ -188,6 +196,8 @@ class Score:
     """Where the time went."""
     stopped_by: StoppedBy
     """What cut the call short."""
+    kept: Kept
+    """Where the commit is held."""
 
     @property
     def complete(self) -> bool:
@@ -223,6 +233,8 @@ class StreamedScore:
     """Bytes of the stream's text scored so far."""
     stopped_by: StoppedBy
     """What cut this answer short; what it leaves out comes first in the next one."""
+    kept: Kept
+    """Where the commit is held."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,6 +301,8 @@ class GenerationFinished:
     """Where the time went."""
     time_to_first_token_s: float
     """From the start of the call to the first token."""
+    kept: Kept
+    """Where the commit is held."""
 
 
 GenerationEvent: TypeAlias = GenerationStarted | GeneratedToken | GenerationFinished

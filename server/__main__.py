@@ -31,6 +31,7 @@ def main(argv: Sequence[str], prog: str = "deqlm serve") -> int:
     try:
         config = parse_config(argv, prog)
         sources = config.sources()
+        config.check_exposure()
     except ServerConfigError as error:
         return _complain(prog, error, EXIT_USAGE)
     logging.basicConfig(
@@ -57,12 +58,19 @@ def _serve(config: ServerConfig, prog: str) -> int:
     from deq_model.errors import DeqModelError
     from deq_model.tokenizers.errors import TokenizerError
     from server.app import Server, StartError
+    from server.security.errors import SecurityFileError
 
     if config.threads:
         torch.set_num_threads(config.threads)
     try:
         asyncio.run(_run(Server(config)))
-    except (StartError, ServerConfigError, DeqModelError, TokenizerError) as error:
+    except (
+        StartError,
+        ServerConfigError,
+        SecurityFileError,
+        DeqModelError,
+        TokenizerError,
+    ) as error:
         return _complain(prog, error, EXIT_FAILURE)
     return EXIT_OK
 
@@ -71,6 +79,8 @@ async def _run(server: "Server") -> None:
     began = time.monotonic()
     stop = _stop_signal()
     await server.start()
+    if server.has_files and hasattr(signal, "SIGHUP"):
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload)
     loading = asyncio.create_task(server.wait_ready())
     stopping = asyncio.create_task(stop.wait())
     try:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -24,18 +25,26 @@ from deqlm.v1 import (
     tokenizer_pb2_grpc,
 )
 from server import health
+from server.attempts import Attempts
+from server.channel import channel_options
 from server.config import METRICS_OFF, ServerConfig
 from server.engine.engine import Engine
 from server.guard import Guard
 from server.loading import Loader, load_engine
-from server.metrics import Metrics, MetricsEndpoint
+from server.metrics import Metrics
+from server.metrics_endpoint import MetricsEndpoint
+from server.persistence import Persistence
 from server.registry import Registry
+from server.security.guarding import Guarding
 from server.servicers.edge import Edge
 from server.servicers.generation import GenerationServicer
 from server.servicers.models import ModelServicer
 from server.servicers.scoring import ScoringServicer
 from server.servicers.sessions import SessionServicer
 from server.servicers.tokenizing import TokenizerServicer
+from server.store.base import Head, SessionStore, StoreError, StoreOpenError
+from server.store.keeper import Keeper
+from server.store.opening import open_store
 
 SERVICES = tuple(
     service.full_name
@@ -47,9 +56,11 @@ SERVICES = tuple(
 _LAST_WORDS_S = 1.0
 """What calls get to tell their clients how they ended."""
 
-_KEEPALIVE_MS = 30_000
 _LOOK_S = 1.0
 """How often the engines are looked after."""
+
+_LOOK_AT_STORE_S = 0.25
+_LEAST_KEY_BYTES = 16
 
 _log = logging.getLogger(__name__)
 
@@ -69,19 +80,26 @@ class Server:
             load: makes the engines.
 
         Raises:
-            ServerConfigError: there is no model to serve.
+            ServerConfigError: there is no model to serve, or it would be open to the world.
+            AuthFileError, TlsError: who may call, or a certificate, is not as it must be.
         """
+        config.check_exposure()
         self.config = config
         self.metrics = Metrics()
         self.port = 0
         self.metrics_port: int | None = None
         self._sources = config.sources()
+        self._key = _read_key(config.session_key_file)
         self._load = load
         self._registry = Registry([source.name for source in self._sources])
+        self._guarding = Guarding(config, self.metrics.security)
         self._engines: list[Engine] = []
         self._endpoint: MetricsEndpoint | None = None
         self._loading: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._watching_store: asyncio.Task[None] | None = None
+        self._reloading: asyncio.Task[None] | None = None
+        self._heads: list[Head] = []
 
     async def __aenter__(self) -> Self:
         """Start, and wait until the models are loaded."""
@@ -113,18 +131,31 @@ class Server:
         Raises:
             StartError: a port is in use.
         """
-        self._guard = Guard(self.metrics)
-        self._health = health.Health(SERVICES)
+        await self._open_store()
+        self._attempts = Attempts()
+        self._guard = Guard(self.metrics, self._guarding.gate)
+        self._health = health.Health((*SERVICES, health.STORE))
         self._server = self._make_server()
-        self.port = self._bind()
         try:
+            self.port = self._bind()
             self._open_metrics()
         except StartError:
             await self._server.stop(None)
+            await asyncio.to_thread(self._persistence.close)
             raise
         await self._health.set_loading()
         await self._server.start()
         self._loading = asyncio.create_task(self._load_all())
+        self._reloading = asyncio.create_task(self._guarding.reloader.run())
+
+    @property
+    def has_files(self) -> bool:
+        """Whether it reads files that may change: certificates, who may call."""
+        return self._guarding.has_files
+
+    def reload(self) -> None:
+        """Read certificates and who may call anew; calls that run go on."""
+        self._guarding.reloader.reload()
 
     async def wait_ready(self) -> None:
         """Wait until calls are answered.
@@ -146,38 +177,54 @@ class Server:
         self._registry.close()
         if self._loading is not None:
             await asyncio.wait({self._loading})
-        if self._watching is not None:
-            self._watching.cancel()
+        for task in (self._watching, self._watching_store, self._reloading):
+            if task is not None:
+                task.cancel()
         await self._guard.wait_idle(max(0.0, deadline - time.monotonic()))
         self._scoring.streams.expire()
         await asyncio.gather(
             *(asyncio.to_thread(engine.stop, grace_s=0.0) for engine in self._engines)
         )
         await self._guard.wait_idle(_LAST_WORDS_S)
+        await self._attempts.wait(_LAST_WORDS_S)
+        await asyncio.to_thread(self._persistence.close)
         self._health.close()
         await self._server.stop(_LAST_WORDS_S)
         if self._endpoint is not None:
             await asyncio.to_thread(self._endpoint.close)
 
-    def _make_server(self) -> grpc.aio.Server:
-        size = self.config.max_message_bytes
-        server = grpc.aio.server(
-            interceptors=[self._guard],
-            options=[
-                ("grpc.max_receive_message_length", size),
-                ("grpc.max_send_message_length", -1),
-                # A client whose machine is gone sends no end: ask, and give its session back.
-                ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
-                ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS // 2),
-                # Two servers on one port would each get some of the calls.
-                ("grpc.so_reuseport", 0),
-            ],
+    async def _open_store(self) -> None:
+        """Open the session store and read what sessions it has; not what they hold."""
+        config = self.config
+
+        def open_it() -> tuple[SessionStore, list[Head]]:
+            store = open_store(
+                config.session_store, sync=config.store_sync, timeout_s=config.store_timeout_s
+            )
+            return store, list(store.heads())
+
+        try:
+            store, self._heads = await asyncio.to_thread(open_it)
+        except (StoreOpenError, StoreError) as error:
+            raise StartError(f"{error}; choose another with --session-store") from error
+        keeper = Keeper(store, timeout_s=config.store_timeout_s, observer=self.metrics)
+        self.metrics.add_keeper(keeper)
+        self._persistence = Persistence(
+            keeper=keeper,
+            timeout_s=config.store_timeout_s,
+            answer_bytes=config.answer_bytes,
+            key=self._key,
         )
+
+    def _make_server(self) -> grpc.aio.Server:
+        server = grpc.aio.server(interceptors=[self._guard], options=channel_options(self.config))
         edge = Edge(
             registry=self._registry,
             limits=self.config.request_limits,
             default_solve=self.config.default_solve,
             metrics=self.metrics,
+            persistence=self._persistence,
+            attempts=self._attempts,
             version=_version(),
         )
         self._scoring = ScoringServicer(edge)
@@ -197,7 +244,7 @@ class Server:
     def _bind(self) -> int:
         address = _join(self.config.host, self.config.port)
         try:
-            return self._server.add_insecure_port(address)
+            return self._guarding.add_port(self._server, address)
         except RuntimeError as error:
             raise StartError(
                 f"cannot listen on {address}: the port is in use or the host is not this "
@@ -209,7 +256,13 @@ class Server:
         if port == METRICS_OFF:
             return
         try:
-            self._endpoint = MetricsEndpoint(self.metrics, host=host, port=port)
+            self._endpoint = MetricsEndpoint(
+                self.metrics.registry,
+                host=host,
+                port=port,
+                allow=self._guarding.allow_metrics,
+                context=self._guarding.http_context,
+            )
         except OSError as error:
             raise StartError(
                 f"cannot listen on {host}:{port} for metrics: {error.strerror}; choose others with "
@@ -224,10 +277,23 @@ class Server:
             observer = self.metrics.observer(source.name)
             engine = await asyncio.to_thread(self._load, source, self.config, observer)
             self._engines.append(engine)
+            if count := self._persistence.adopt(engine, self._heads):
+                _log.info("model %s has %d sessions in the store", engine.name, count)
             self.metrics.add_engine(engine)
+        self._heads.clear()
         self._registry.open(self._engines)
         await self._health.set_ready()
         self._watching = asyncio.create_task(self._watch_engines())
+        self._watching_store = asyncio.create_task(self._watch_store())
+
+    async def _watch_store(self) -> None:
+        """Tell by health whether the session store does what it is asked."""
+        was_up = True
+        while True:
+            await asyncio.sleep(_LOOK_AT_STORE_S)
+            if self._persistence.keeper.is_up != was_up:
+                was_up = not was_up
+                await self._health.set_store(is_up=was_up)
 
     async def _watch_engines(self) -> None:
         """Tell by health when an engine's thread has ended, which only a defect can do."""
@@ -240,6 +306,25 @@ class Server:
 def _join(host: str, port: int) -> str:
     """Host and port as one name; the colons of IPv6 need brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _read_key(path: str) -> bytes | None:
+    """The key of exported sessions; None without a file. White space at its end does not count.
+
+    Raises:
+        StartError: the file cannot be read, or holds too little.
+    """
+    if not path:
+        return None
+    try:
+        key = Path(path).read_bytes().strip()
+    except OSError as error:
+        raise StartError(f"cannot read session_key_file {path}: {error.strerror}") from error
+    if len(key) < _LEAST_KEY_BYTES:
+        raise StartError(
+            f"session_key_file {path} must hold at least {_LEAST_KEY_BYTES} bytes, got {len(key)}"
+        )
+    return key
 
 
 def _version() -> str:

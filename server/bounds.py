@@ -28,6 +28,9 @@ PRIORITIES: Final[dict[common_pb2.Priority, int]] = {
     common_pb2.PRIORITY_HIGH: 2,
 }
 
+MAX_KEY_BYTES: Final = 128
+"""Of idempotency keys, UTF-8."""
+
 InputValue = str | tuple[int, ...]
 """Text, or token ids."""
 
@@ -198,6 +201,14 @@ def priority(checks: Checks, priority: common_pb2.Priority, *, prefix: str = "")
     """0 (low) to 2 (high)."""
     checks.require(priority in PRIORITIES, f"{prefix}priority", "a Priority", priority)
     return PRIORITIES.get(priority, 1)
+
+
+def idempotency_key(checks: Checks, key: str, *, may_be_set: bool = True) -> None:
+    """Notes a key that is too long, or where there is nothing that could be done twice."""
+    size, field = len(key.encode("utf-8")), "idempotency_key"
+    checks.require(size <= MAX_KEY_BYTES, field, f"at most {MAX_KEY_BYTES} bytes long", size)
+    bound = "empty for a call that changes no session"
+    checks.require(may_be_set or not key, field, bound, repr(key[:MAX_KEY_BYTES]))
 
 
 def ttl(checks: Checks, ttl_s: float, limits: RequestLimits) -> None:

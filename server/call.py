@@ -13,8 +13,11 @@ import grpc
 
 from server.engine.engine import Engine
 from server.engine.errors import DeadlineExceeded, EngineFailed
-from server.engine.requests import GenerateJob, Lease, ScoreJob
+from server.engine.requests import GenerateJob, ScoreJob
 from server.engine.results import TERMINAL, Event, Failed, Generated, Scored
+from server.registry import Registry
+from server.security.principals import Principal
+from server.security.quotas import Meter
 
 E = TypeVar("E", Scored, Generated)
 
@@ -39,6 +42,8 @@ class Call:
         deadline: instant at which the caller stops waiting, or None.
         model: that it turned out to be about, for metrics.
         finished: reason for which it ended in an orderly way, for metrics.
+        principal: who called; None where nobody is asked.
+        meter: what that may use; None for as much as there is.
     """
 
     context: grpc.aio.ServicerContext[Any, Any]
@@ -50,6 +55,8 @@ class Call:
     deadline: float | None
     model: str = ""
     finished: str = ""
+    principal: Principal | None = None
+    meter: Meter | None = None
     _jobs: int = field(default=0)
 
     @classmethod
@@ -83,6 +90,28 @@ class Call:
         """An id for one more job of this call."""
         self._jobs += 1
         return f"{self.request_id}-{self._jobs}"
+
+    def take_tokens(self, count: int) -> None:
+        """Count tokens that are about to be solved. Raises QuotaExceeded."""
+        if self.meter is not None:
+            self.meter.take_tokens(count)
+
+    def add_tokens(self, count: int) -> None:
+        """Count tokens that nobody could count before; give some back with a number below 0."""
+        if self.meter is not None:
+            self.meter.add_tokens(count)
+
+    def check_room(self, registry: Registry) -> None:
+        """Look whether its principal may have one more session; to be made before anything waits.
+
+        Raises:
+            QuotaExceeded: it may not.
+        """
+        if self.meter is not None:
+            held = registry.usage(self.owner)
+            self.meter.check_session(
+                held=held.sessions, held_bytes=held.bytes, more_bytes=held.more_bytes
+            )
 
     async def accept(self) -> None:
         """Send the headers now: the client learns that its call has begun, before any answer.
@@ -151,16 +180,3 @@ def submitted(engine: Engine, job: ScoreJob | GenerateJob, events: Events) -> It
     finally:
         if not events.ended:
             engine.cancel(job.job_id)
-
-
-@contextmanager
-def leased(engine: Engine, session_id: str | None, owner: str) -> Iterator[Lease | None]:
-    """The right to work on a session; None without one. Raises SessionNotFound, SessionBusy."""
-    if session_id is None:
-        yield None
-        return
-    lease = engine.sessions.acquire(session_id, owner)
-    try:
-        yield lease
-    finally:
-        engine.sessions.release(lease)

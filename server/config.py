@@ -8,17 +8,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 from server.engine.limits import EngineLimits
+from server.engine.snapshots import StateFormat
 from server.engine.solve import Policy, Solve
+from server.security.exposure import exposure_problem
+from server.security.options import SecurityOptions
 
 DTypeName = Literal["auto", "float32", "float16", "bfloat16"]
 EarlyDType = Literal["auto", "none", "int8"]
 WarmStartUse = Literal["auto", "off"]
+StoreSync = Literal["normal", "full"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 METRICS_OFF = -1
 """``metrics_port`` of a server without metrics."""
 
 _MAX_PORT = 65535
+_STORE = re.compile(r"memory|sqlite:.+|rediss?://.+")
+_STORES = "memory, sqlite:PATH or redis://HOST:PORT/DB"
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 _BUNDLED = Path(__file__).resolve().parent.parent / "models"
 
@@ -39,11 +45,17 @@ _AT_LEAST: dict[str, int] = {
     "max_stop_strings": 0,
     "max_stop_string_bytes": 1,
     "max_message_bytes": 4096,
+    # Below, gRPC's own metadata would fill it.
+    "max_metadata_bytes": 1024,
+    "max_streams": 1,
+    "max_connections": 1,
     "max_nfe": 1,
     "default_max_nfe": 1,
     "overload_queue": 0,
     "guess_ahead": 0,
     "prefix_cache": 0,
+    "resident_bytes": 0,
+    "answer_bytes": 0,
 }
 # Sizes that would fill the memory before anything could tell why, and what other code can take.
 _AT_MOST: dict[str, int] = {
@@ -53,7 +65,20 @@ _AT_MOST: dict[str, int] = {
     "window": 4096,
     "guess_ahead": 64,
     "max_message_bytes": (1 << 31) - 1,
+    "max_metadata_bytes": (1 << 31) - 1,
+    "max_streams": (1 << 31) - 1,
+    "max_connections": (1 << 31) - 1,
 }
+_DURATIONS = (
+    "default_ttl_s",
+    "max_ttl_s",
+    "store_timeout_s",
+    "max_idle_s",
+    "handshake_s",
+    "min_ping_s",
+)
+# Options of which one is worth nothing without the other.
+_TOGETHER = (("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert"))
 # (smaller, larger): a default lies within the bound of requests, and every sequence has a row.
 _ORDERED = (
     ("max_running", "max_batch_tokens"),
@@ -110,7 +135,7 @@ class ModelSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig:
+class ServerConfig(SecurityOptions):
     """Configuration of a server.
 
     Attributes:
@@ -146,6 +171,14 @@ class ServerConfig:
         overload_queue: requests that may wait before tolerances are loosened.
         guess_ahead: most tokens of a text that are guessed, and solved, while the solve of the one before them ends; what is drawn stays the same, up to the tolerance; 0 guesses none.
         prefix_cache: tokens of ended calls whose solutions are kept, so that what begins alike is solved once; only within one owner; 0 shares nothing.
+        session_store: where sessions are kept away from the device: memory, sqlite:PATH, or redis://HOST:PORT/DB, whose sessions outlive the server.
+        store_sync: what an answered call to sqlite survives: normal the end of the process, full a power failure as well.
+        store_timeout_s: seconds that a call waits for the store before it is answered without.
+        state_format: number format of the states of sessions in the store; bfloat16 takes half the room, and adds an error of up to 0.002 of each number.
+        resident_bytes: memory of the device for sessions of one model; those used longest ago go to the store to make room; 0 has room for max_sessions.
+        resident_idle_s: seconds after which a session that nobody uses goes to the store; 0 for never.
+        answer_bytes: most bytes of answers that a session keeps for calls with idempotency keys.
+        session_key_file: file with the key by which exported sessions are signed, and imported ones checked; empty for a checksum alone.
         warm_start: auto begins solves where the map says that deqlm calibrate has put beside a checkpoint, at zeros where there is none; off at zeros.
         default_ttl_s: seconds a session lives unused, when it does not say.
         max_ttl_s: longest time to live of a session, in seconds.
@@ -186,6 +219,14 @@ class ServerConfig:
     overload_queue: int = 32
     guess_ahead: int = 4
     prefix_cache: int = 16_384
+    session_store: str = "memory"
+    store_sync: StoreSync = "normal"
+    store_timeout_s: float = 2.0
+    state_format: StateFormat = "float32"
+    resident_bytes: int = 0
+    resident_idle_s: float = 0.0
+    answer_bytes: int = 1 << 20
+    session_key_file: str = ""
     warm_start: WarmStartUse = "auto"
     default_ttl_s: float = 3600.0
     max_ttl_s: float = 86400.0
@@ -195,7 +236,8 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # a file may say null
-            self._check(field.name, getattr(self, field.name) is not None, "set")
+            if field.default is not None:
+                self._check(field.name, getattr(self, field.name) is not None, "set")
         for name, least in _AT_LEAST.items():
             self._check(name, getattr(self, name) >= least, f"at least {least}")
         for name, most in _AT_MOST.items():
@@ -207,18 +249,33 @@ class ServerConfig:
         self._check("threads", self.threads >= 0, "at least 0")
         for name in ("tol", "overload_tol"):
             self._check(name, 0.0 <= getattr(self, name) < 1.0, "in [0, 1)")
-        for name in ("default_ttl_s", "max_ttl_s"):
+        for name in _DURATIONS:
             value = getattr(self, name)
             self._check(name, math.isfinite(value) and value > 0, "finite and above 0")
-        self._check("grace_s", math.isfinite(self.grace_s) and self.grace_s >= 0, "at least 0")
+        for name in ("grace_s", "resident_idle_s"):
+            value = getattr(self, name)
+            self._check(name, math.isfinite(value) and value >= 0, "at least 0")
+        self._check("session_store", bool(_STORE.fullmatch(self.session_store)), _STORES)
         for small, large in _ORDERED:
             limit = getattr(self, large)
             self._check(small, getattr(self, small) <= limit, f"at most {large} = {limit}")
+        for name, needed in _TOGETHER:
+            is_whole = getattr(self, name) is None or getattr(self, needed) is not None
+            self._check(needed, is_whole, f"set where {name} is")
         _parse_sources(self.model)
 
     def _check(self, name: str, holds: bool, bound: str) -> None:
         if not holds:
             raise ServerConfigError(f"{name} must be {bound}, got {getattr(self, name)!r}")
+
+    def check_exposure(self) -> None:
+        """Raises ServerConfigError if it would listen beyond this machine without protection."""
+        has_metrics = self.metrics_port != METRICS_OFF
+        problem = exposure_problem(
+            self, host=self.host, metrics_host=self.metrics_host if has_metrics else None
+        )
+        if problem is not None:
+            raise ServerConfigError(problem)
 
     def sources(self, bundled: Path = _BUNDLED) -> tuple[ModelSource, ...]:
         """The checkpoints to serve, the default one first.

@@ -4,7 +4,10 @@ EdgeError
 ├── InvalidFields     fields of a request are out of bounds: all of them, by name
 ├── UnknownText       every word of a text is outside the vocabulary
 ├── ModelNotFound     no model of that name
-└── NotReady          models are still being loaded
+├── NotReady          models are still being loaded
+├── StoreUnavailable  a session is in the store, which does not answer
+├── KeyReused         an idempotency key belongs to another request
+└── AnswerNotKept     a call with that key was done, its answer is not there
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +21,7 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 
 from deq_model.tokenizers import errors as tokenizer_errors
 from server.engine import errors as engine_errors
+from server.security import errors as security_errors
 
 DOMAIN = "deqlm"
 RETRY_BUSY_S = 0.2
@@ -86,6 +90,32 @@ class NotReady(EdgeError):
 
     def __init__(self) -> None:
         super().__init__("the server is still loading its models")
+
+
+class StoreUnavailable(EdgeError):
+    """A session is in the session store, which does not answer now."""
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(f"session_id {session_id!r} is in the session store, which is down")
+        self.session_id = session_id
+
+
+class KeyReused(EdgeError):
+    """The idempotency key belongs to another request on this session."""
+
+    field = "idempotency_key"
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"idempotency_key must be a new one for a new request, got {key!r} again")
+
+
+class AnswerNotKept(EdgeError):
+    """A call with this idempotency key was done, and its answer was too long to be kept."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"the call with idempotency_key {key!r} was done, its answer was too long to be kept"
+        )
 
 
 Details = Callable[[Any], list[Any]]
@@ -158,6 +188,12 @@ RULES: tuple[Rule, ...] = (
     Rule(UnknownText, _Code.INVALID_ARGUMENT, "UNKNOWN_TEXT", _bad_request),
     Rule(ModelNotFound, _Code.NOT_FOUND, "MODEL_NOT_FOUND", _missing_model),
     Rule(NotReady, _Code.UNAVAILABLE, "NOT_READY", _retry_later),
+    Rule(StoreUnavailable, _Code.UNAVAILABLE, "STORE_UNAVAILABLE", _retry_later),
+    Rule(KeyReused, _Code.INVALID_ARGUMENT, "KEY_REUSED", _bad_request),
+    Rule(AnswerNotKept, _Code.FAILED_PRECONDITION, "ANSWER_NOT_KEPT"),
+    Rule(security_errors.Unauthenticated, _Code.UNAUTHENTICATED, "UNAUTHENTICATED"),
+    Rule(security_errors.PermissionMissing, _Code.PERMISSION_DENIED, "PERMISSION_DENIED"),
+    Rule(security_errors.QuotaExceeded, _Code.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED", _retry_later),
     Rule(engine_errors.InvalidRequest, _Code.INVALID_ARGUMENT, "INVALID_REQUEST", _bad_request),
     Rule(engine_errors.SessionNotFound, _Code.NOT_FOUND, "SESSION_NOT_FOUND", _missing_session),
     Rule(engine_errors.SessionBusy, _Code.ABORTED, "SESSION_BUSY", _busy_session),

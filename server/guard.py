@@ -4,7 +4,7 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -14,6 +14,9 @@ from grpc_status import rpc_status
 from server.call import Call
 from server.errors import rule_for, to_status
 from server.metrics import Metrics
+from server.security.errors import QuotaExceeded, SecurityError
+from server.security.gate import Gate, before
+from server.wire import checked, lenient
 
 PACKAGE = "/deqlm.v1."
 _MEASURED = frozenset({"Score", "ScoreStream", "Generate"})
@@ -32,8 +35,9 @@ Handler = Any
 class Guard(grpc.aio.ServerInterceptor):
     """Hands the servicers a ``Call`` in place of gRPC's context."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, gate: Gate) -> None:
         self._metrics = metrics
+        self._gate = gate
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -51,17 +55,29 @@ class Guard(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
-        """Wrap the handler of a call to one of our services."""
+        """Wrap the handler of a call: to one of our services, or to one that asks who calls."""
         handler = await continuation(handler_call_details)
         path = str(handler_call_details.method)
-        if handler is None or not path.startswith(PACKAGE):
+        is_ours = path.startswith(PACKAGE)
+        if handler is None or (not is_ours and self._gate.is_open(path)):
             return handler
         method = path.rpartition("/")[2]
+        try:
+            self._gate.look_at(handler_call_details.invocation_metadata or ())
+        except SecurityError as error:
+            # Of any kind of method, as this one takes no message.
+            return grpc.stream_stream_rpc_method_handler(
+                functools.partial(self._refuse, method, error)
+            )
         kind, behaviour = _behaviour(handler)
         make = getattr(grpc, f"{kind}_rpc_method_handler")
         wrapped: Handler = make(
-            functools.partial(self._run, behaviour, method),
-            request_deserializer=handler.request_deserializer,
+            functools.partial(self._run, behaviour, path)
+            if is_ours
+            else before(behaviour, method, self._gate.greet, self._abort),
+            request_deserializer=lenient(handler.request_deserializer)
+            if is_ours
+            else handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
         return wrapped
@@ -69,16 +85,17 @@ class Guard(grpc.aio.ServerInterceptor):
     async def _run(
         self,
         behaviour: Behaviour,
-        method: str,
+        path: str,
         request: Any,
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> Any:
-        call = Call.begin(context, method)
+        call = Call.begin(context, path.rpartition("/")[2])
         self._running += 1
         self._idle.clear()
         try:
-            call.check_deadline()
-            result = await behaviour(request, call)
+            with self._gate.admitted(call, path):
+                call.check_deadline()
+                result = await behaviour(checked(request), call)
             self._note_end(call, call.finished)
             return result
         except asyncio.CancelledError:  # the caller went away, or the server is at its end
@@ -92,12 +109,24 @@ class Guard(grpc.aio.ServerInterceptor):
             if self._running == 0:
                 self._idle.set()
 
+    async def _refuse(
+        self,
+        method: str,
+        error: SecurityError,
+        messages: AsyncIterator[bytes],
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> None:
+        """Answer a call of which no message was read."""
+        await self._abort(Call.begin(context, method), error)
+
     async def _abort(self, call: Call, error: Exception) -> None:
         rule = rule_for(error)
         if rule.code is grpc.StatusCode.INTERNAL:
             _log.error("request %s: %s failed", call.request_id, call.method, exc_info=error)
         if rule.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             self._metrics.rejected(call.model, rule.reason)
+        if isinstance(error, QuotaExceeded):
+            self._metrics.security.quota_exceeded(error.quota)
         self._note_failure(call, rule.code)
         status: status_pb2.Status = to_status(error, request_id=call.request_id)
         packed = rpc_status.to_status(status)

@@ -7,7 +7,10 @@ from typing import Any
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import SERVICE_NAME, aio
 
-__all__ = ["SERVICE_NAME", "Health"]
+__all__ = ["SERVICE_NAME", "STORE", "Health"]
+
+STORE = "deqlm.store"
+"""Name under which the session store's health is told."""
 
 _Status = health_pb2.HealthCheckResponse
 
@@ -30,6 +33,10 @@ class Health(aio.HealthServicer):
         """The services answer from now on."""
         for service in self._services:
             await self.set(service, _Status.SERVING)
+
+    async def set_store(self, *, is_up: bool) -> None:
+        """The session store answers, or does not: the services go on either way."""
+        await self.set(STORE, _Status.SERVING if is_up else _Status.NOT_SERVING)
 
     async def set_stopping(self) -> None:
         """Nothing answers any more, for good; those who watch are told."""

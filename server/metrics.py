@@ -3,24 +3,23 @@
 Every server has a registry of its own, so that several can live in one process.
 """
 
-import threading
 from collections.abc import Iterable, Sequence
 from typing import Final
-from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Histogram,
     ProcessCollector,
-    start_http_server,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from server.engine.engine import Engine
 from server.engine.limits import EngineSnapshot
 from server.engine.solve import Solved
+from server.security.counts import SecurityCounts
+from server.store.keeper import Keeper
 
 _FIRST_TOKEN: Final = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5,
@@ -50,8 +49,25 @@ _GAUGES: Final = (
     ("deqlm_engine_memory_bytes", "Memory of weights, slots and work", "memory_bytes"),
     ("deqlm_slots_used", "Slots for histories in use", "slots_used"),
     ("deqlm_slots_total", "Slots for histories", "slots_total"),
+    ("deqlm_resident_sessions", "Sessions whose memory is on the device", "resident_sessions"),
     ("deqlm_prefix_tokens", "Tokens kept for prompts that begin alike", "prefix_tokens"),
     ("deqlm_loosening", "Whether tolerances are loosened now, 0 or 1", "loosening"),
+)
+
+# (name, help, label, (value of the label, field of the snapshot) ...)
+_MOVES: Final = (
+    (
+        "deqlm_session_returns",
+        "Sessions that came back to the device",
+        "by",
+        (("states", "sessions_from_states"), ("tokens", "sessions_from_tokens")),
+    ),
+    (
+        "deqlm_session_evictions",
+        "Sessions that left the device",
+        "reason",
+        (("idle", "sessions_left_idle"), ("budget", "sessions_left_full")),
+    ),
 )
 
 
@@ -62,7 +78,10 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._engines = _EngineGauges()
         self.registry.register(self._engines)
+        self._store = _StoreGauges()
+        self.registry.register(self._store)
         ProcessCollector(registry=self.registry)
+        self.security = SecurityCounts(self.registry)
         self._requests = self._counter(
             "request_success", "Calls ended, by reason", "method", "finished_reason"
         )
@@ -114,6 +133,20 @@ class Metrics:
             "token_residual", "Relative residual at which a token was accepted", _RESIDUAL
         )
 
+        self._store_seconds = Histogram(
+            "deqlm_store_seconds",
+            "One read or write of the session store",
+            ("operation",),
+            buckets=_CALL_SECONDS,
+            registry=self.registry,
+        )
+        self._store_errors = Counter(
+            "deqlm_store_errors",
+            "Reads and writes of the session store that failed",
+            ("operation",),
+            registry=self.registry,
+        )
+
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"deqlm_{name}", text, ("model", *labels), registry=self.registry)
 
@@ -121,6 +154,16 @@ class Metrics:
         return Histogram(
             f"deqlm_{name}", text, ("model",), buckets=tuple(buckets), registry=self.registry
         )
+
+    def add_keeper(self, keeper: Keeper) -> None:
+        """Show what a session store has from now on."""
+        self._store.keeper = keeper
+
+    def store_called(self, operation: str, seconds: float, *, failed: bool) -> None:
+        """The session store was read or written; called on its thread."""
+        self._store_seconds.labels(operation).observe(seconds)
+        if failed:
+            self._store_errors.labels(operation).inc()
 
     def add_engine(self, engine: Engine) -> None:
         """Show an engine's gauges from now on."""
@@ -257,8 +300,35 @@ class _EngineGauges(Collector):
         snapshots = [(engine.name, engine.snapshot()) for engine in self.engines]
         for name, text, field in _GAUGES:
             yield _family(name, text, [(n, float(getattr(s, field))) for n, s in snapshots])
+        for name, text, label, fields in _MOVES:
+            counter = CounterMetricFamily(name, text, labels=("model", label))
+            for model, snapshot in snapshots:
+                for value, field in fields:
+                    counter.add_metric((model, value), float(getattr(snapshot, field)))
+            yield counter
         usage = [(name, _share(snapshot)) for name, snapshot in snapshots]
         yield _family("deqlm_cache_usage_ratio", "Share of the slots in use, 0 to 1", usage)
+
+
+class _StoreGauges(Collector):
+    """Asks the keeper of the store when somebody looks."""
+
+    def __init__(self) -> None:
+        self.keeper: Keeper | None = None
+
+    def collect(self) -> Iterable[Metric]:
+        """The gauges, without labels: models share the store."""
+        keeper = self.keeper
+        sessions, size = (0, 0) if keeper is None else keeper.stored
+        waiting = 0 if keeper is None else keeper.waiting
+        is_up = keeper is not None and keeper.is_up
+        for name, text, value in (
+            ("deqlm_store_up", "Whether the session store answers, 0 or 1", is_up),
+            ("deqlm_store_sessions", "Sessions in the session store", sessions),
+            ("deqlm_store_bytes", "Bytes of sessions in the session store", size),
+            ("deqlm_store_waiting", "Sessions the store has yet to take", waiting),
+        ):
+            yield GaugeMetricFamily(name, text, value=float(value))
 
 
 def _family(name: str, text: str, samples: list[tuple[str, float]]) -> GaugeMetricFamily:
@@ -270,28 +340,3 @@ def _family(name: str, text: str, samples: list[tuple[str, float]]) -> GaugeMetr
 
 def _share(snapshot: EngineSnapshot) -> float:
     return snapshot.slots_used / snapshot.slots_total if snapshot.slots_total else 0.0
-
-
-class MetricsEndpoint:
-    """Serves a registry as text over HTTP."""
-
-    def __init__(self, metrics: Metrics, *, host: str, port: int) -> None:
-        """Begin to serve.
-
-        Raises:
-            OSError: the port is in use, or the host is not this machine's.
-        """
-        server, thread = start_http_server(port, addr=host, registry=metrics.registry)
-        self._server: WSGIServer = server
-        self._thread: threading.Thread = thread
-
-    @property
-    def port(self) -> int:
-        """TCP port."""
-        return self._server.server_port
-
-    def close(self) -> None:
-        """Stop serving; blocks until the thread is gone."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()

@@ -1,12 +1,28 @@
 """The served models by name, and which of them a call is about."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from server.engine.engine import Engine
 from server.engine.errors import EngineStopped, SessionNotFound
 from server.engine.results import SessionView
 from server.errors import InvalidFields, ModelNotFound, NotReady
 from server.validation import check_session_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What the sessions of an owner may take.
+
+    Attributes:
+        sessions: those there are.
+        bytes: of memory, each counted with all that it may take.
+        more_bytes: that one more may take.
+    """
+
+    sessions: int
+    bytes: int
+    more_bytes: int
 
 
 class Registry:
@@ -53,6 +69,17 @@ class Registry:
         if model not in self._engines:
             raise ModelNotFound(model, self._names)
         return self._engines[model]
+
+    def usage(self, owner: str) -> Usage:
+        """What an owner's sessions may take, and one more. Raises NotReady, EngineStopped."""
+        engines = self.engines()
+        counts = [len(engine.sessions.list(owner)) for engine in engines]
+        sizes = [engine.session_bytes for engine in engines]
+        return Usage(
+            sessions=sum(counts),
+            bytes=sum(count * size for count, size in zip(counts, sizes, strict=True)),
+            more_bytes=max(sizes),
+        )
 
     def session(self, session_id: str, owner: str) -> tuple[Engine, SessionView]:
         """The session of a call, and the engine that holds it.

@@ -72,6 +72,8 @@ def check_score(
     checks.require(
         count <= limits.max_candidates, "candidates", f"at most {limits.max_candidates}", count
     )
+    changes = request.HasField("session_id") and not request.candidates
+    bounds.idempotency_key(checks, request.idempotency_key, may_be_set=changes)
     if not request.HasField("input") and not request.candidates:
         checks.add("input", "must be set when there are no candidates")
     value = None
@@ -142,6 +144,8 @@ def check_generate(
         prompt = bounds.input_value(
             checks, request.prompt, "prompt", limits=limits, n_token=n_token
         )
+    changes = request.HasField("session_id")
+    bounds.idempotency_key(checks, request.idempotency_key, may_be_set=changes)
     bounds.sampling(checks, sampling)
     bounds.stop_strings(checks, stop.stop_strings, limits)
     bounds.stop_ids(checks, stop, n_token)
@@ -179,14 +183,20 @@ def check_create(
     checks = Checks()
     ttl_s = bounds.given(request, "ttl_s", limits.default_ttl_s)
     bounds.ttl(checks, ttl_s, limits)
+    bounds.idempotency_key(checks, request.idempotency_key)
     options = bounds.solve(checks, request.solver, solve, limits)
     checks.done()
     return ttl_s, options
 
 
-def check_fork(request: session_pb2.ForkSessionRequest, *, limits: RequestLimits) -> float | None:
+def check_fork(
+    request: session_pb2.ForkSessionRequest | session_pb2.ImportSessionRequest,
+    *,
+    limits: RequestLimits,
+) -> float | None:
     """Time to live of the copy; None for that of the source."""
     checks = Checks()
+    bounds.idempotency_key(checks, request.idempotency_key)
     ttl_s: float | None = bounds.given(request, "ttl_s", None)
     if ttl_s is not None:
         bounds.ttl(checks, ttl_s, limits)

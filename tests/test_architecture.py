@@ -23,6 +23,11 @@ RULES: dict[str, dict[str, set[str]]] = {
     "server.engine": {"ours": {"deq_model", "server.engine"}, "forbidden": GRPC},
     "server.engine.scheduler": {"ours": {"server.engine"}, "only": set()},
     "server.engine.slots": {"ours": {"server.engine"}, "only": set()},
+    "server.store": {
+        "ours": {"server.store", "server.engine.results", "server.engine.snapshots"}
+        | {"server.engine.solve"},
+        "only": {"redis"},
+    },
     "server": {"ours": {"deq_model", "server", "deqlm", "cli"}},
     "training": {"ours": {"deq_model", "training", "cli"}, "forbidden": GRPC},
     "client": {"ours": {"client", "deqlm", "cli"}, "forbidden": LEARNING},
@@ -165,6 +170,7 @@ LIGHT = [path for path in sources() if path.parts[0] == "client"] + [
     path
     for path in sources()
     if module_name(path) in ("server.engine.scheduler", "server.engine.slots")
+    or is_within(module_name(path), "server.store")
 ]
 
 

@@ -6,7 +6,7 @@ import argparse
 import base64
 import json
 import math
-import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
@@ -14,9 +14,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from cli.parser import Parser, positive_seconds
-from client._channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S
-from client.errors import DeqlmError, Unavailable
+from cli.parser import Parser
+from client.commands._connection import UsageError, add_connection_flags, connect
+from client.errors import DeqlmError, Unauthenticated, Unavailable
 from client.options import Budget, BudgetPolicy, Priority, SolverOptions
 from client.results import SolverReport
 from client.sync import Client
@@ -25,30 +25,12 @@ EXIT_OK: Final = 0
 EXIT_RPC: Final = 1
 EXIT_USAGE: Final = 2
 
-ADDRESS_VARIABLE: Final = "DEQLM_ADDRESS"
-
-
-class UsageError(Exception):
-    """The command line cannot be carried out; the message says what to change."""
-
 
 def common_flags() -> Parser:
     """Make a parent parser with the flags that every command takes."""
     common = Parser(add_help=False)
     group = common.add_argument_group("connection and output")
-    group.add_argument(
-        "--address",
-        default=os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS,
-        metavar="HOST:PORT",
-        help=f"server (default: {DEFAULT_ADDRESS}; environment: {ADDRESS_VARIABLE})",
-    )
-    group.add_argument(
-        "--timeout-s",
-        type=positive_seconds,
-        metavar="S",
-        help=f"deadline of each call (default: {DEFAULT_TIMEOUT_S:g}; none for streams)",
-    )
-    group.add_argument("--owner", default="", help="owner of the sessions (default: nobody)")
+    add_connection_flags(group)
     group.add_argument("--model", default="", help="model (default: the session's or server's)")
     group.add_argument("--json", action="store_true", help="print JSON instead of text")
     return common
@@ -123,11 +105,8 @@ def unconverged(report: SolverReport) -> str:
 
 def run(prog: str, args: argparse.Namespace, action: Callable[[Client], None]) -> int:
     """Connect, act, and turn errors into one line on stderr and an exit code."""
-    timeout_s = DEFAULT_TIMEOUT_S if args.timeout_s is None else args.timeout_s
     try:
-        with Client(
-            args.address, timeout_s=timeout_s, stream_timeout_s=args.timeout_s, owner=args.owner
-        ) as client:
+        with connect(args) as client:
             action(client)
     except UsageError as error:
         say(f"{prog}: {error}")
@@ -138,12 +117,26 @@ def run(prog: str, args: argparse.Namespace, action: Callable[[Client], None]) -
     return EXIT_OK
 
 
+_TLS_FAILED: Final = re.compile("handshake|verification|certificate", re.IGNORECASE)
+
+
 def describe(error: DeqlmError, address: str) -> str:
     """Say in one line what went wrong and what to do."""
+    if isinstance(error, Unavailable) and _TLS_FAILED.search(error.message):
+        return (
+            f"no encrypted connection to {address}, as one of the two sides does not accept the "
+            f"other's certificate, or one does not encrypt ({error.message}); look at --tls-ca, "
+            "--tls-cert and --tls-key"
+        )
     if isinstance(error, Unavailable) and not error.reason:
         return (
             f"no server answers at {address} ({error.message}); start one with "
             f"`deqlm serve --model NAME=PATH`, or name another with --address"
+        )
+    if isinstance(error, Unauthenticated):
+        return (
+            f"{address} does not know who calls; give --token-file FILE, or the environment "
+            "variable DEQLM_TOKEN, with a token that it knows and that has not expired"
         )
     parts = [error.message]
     for violation in error.violations:

@@ -13,7 +13,6 @@ from itertools import chain
 from typing import Final
 
 from client.commands._common import (
-    UsageError,
     add_budget_flags,
     add_solver_flags,
     budget,
@@ -29,6 +28,7 @@ from client.commands._common import (
     unconverged,
     visible,
 )
+from client.commands._connection import UsageError
 from client.results import Score, SolverReport, StreamedScore, TokenScore, Totals
 from client.sync import Client
 
@@ -171,6 +171,7 @@ def _as_score(last: StreamedScore, tokens: tuple[TokenScore, ...]) -> Score:
         unknown_tokens=last.unknown_tokens,
         timing=last.timing,
         stopped_by=last.stopped_by,
+        kept=last.kept,
     )
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 from cli.parser import Parser, positive_seconds
 from client.commands._common import (
@@ -12,9 +15,11 @@ from client.commands._common import (
     common_flags,
     print_json,
     run,
+    say,
     solver_options,
     table,
 )
+from client.commands._connection import UsageError
 from client.resources import SessionInfo
 from client.sync import Client
 
@@ -51,6 +56,16 @@ def _parse(argv: list[str], prog: str) -> argparse.Namespace:
         "--ttl-s", type=positive_seconds, metavar="S", help="time to live of the copy"
     )
     fork.set_defaults(do=_fork)
+    export = commands.add_parser("export", parents=[common], help="write a session to a file")
+    export.add_argument("session_id", metavar="ID")
+    export.add_argument("file", metavar="FILE", help="to write; - is stdout")
+    export.set_defaults(do=_export)
+    taken = commands.add_parser("import", parents=[common], help="make a session of such a file")
+    taken.add_argument("file", metavar="FILE", help="to read; - is stdin")
+    taken.add_argument(
+        "--ttl-s", type=positive_seconds, metavar="S", help="time to live after the last use"
+    )
+    taken.set_defaults(do=_import)
     delete = commands.add_parser("delete", parents=[common], help="delete sessions")
     delete.add_argument("session_ids", metavar="ID", nargs="+")
     delete.set_defaults(do=_delete)
@@ -64,6 +79,25 @@ def _create(client: Client, args: argparse.Namespace) -> None:
 
 def _fork(client: Client, args: argparse.Namespace) -> None:
     _print_new(client.fork_session(args.session_id, ttl_s=args.ttl_s), args)
+
+
+def _export(client: Client, args: argparse.Namespace) -> None:
+    blob = client.export_session(args.session_id)
+    if args.file == "-":
+        sys.stdout.buffer.write(blob)
+        return
+    # What somebody has written is not to be read by everybody.
+    with open(os.open(args.file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(blob)
+    say(f"{len(blob)} bytes")
+
+
+def _import(client: Client, args: argparse.Namespace) -> None:
+    try:
+        blob = sys.stdin.buffer.read() if args.file == "-" else Path(args.file).read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {args.file}: {error.strerror}") from error
+    _print_new(client.import_session(blob, model=args.model, ttl_s=args.ttl_s), args)
 
 
 def _print_new(info: SessionInfo, args: argparse.Namespace) -> None:

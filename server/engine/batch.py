@@ -150,15 +150,22 @@ class Batch:
             sequence: none of its tokens is accepted yet.
             z_star: ``(n, D)`` fixed points of ``sequence.inputs[:n]``.
         """
+        begin = max(0, len(z_star) - self._slab.klen)
+        inputs = sequence.inputs[begin : len(z_star)]
+        self.rebuild(sequence.slot, inputs, z_star[begin:], start=sequence.start + begin)
+
+    def rebuild(self, row: int, inputs: Seq[int], z_star: Tensor, *, start: int) -> None:
+        """Puts fixed points ``(n, D)`` of tokens from position ``start`` on into a row's memory.
+
+        Keys and values follow from them and the injections; n is at most a context.
+        """
         slab, device = self._slab, self._injection.device
-        begin = max(0, len(z_star) - slab.klen)
-        tokens = sent(sequence.inputs[begin : len(z_star)], device)
-        injection = self._inject(self._embed(tokens)).to(self._injection.dtype)
-        _, key, value = self._f.channels(z_star[begin:], self._f.fold_injection(injection))
-        at = torch.arange(begin, len(z_star), device=device) + sequence.start
-        rows = torch.full_like(at, sequence.slot)
+        injection = self._inject(self._embed(sent(inputs, device))).to(self._injection.dtype)
+        _, key, value = self._f.channels(z_star, self._f.fold_injection(injection))
+        at = torch.arange(start, start + len(z_star), device=device)
+        rows = torch.full_like(at, row)
         slab.write_keys(rows, at % slab.ring, key, value)
-        slab.write_states(rows, at % slab.ring, z_star[begin:])
+        slab.write_states(rows, at % slab.ring, z_star)
 
     def step(self, scheduler: Scheduler, options: Options) -> list[Accepted]:
         """One call of f on all active rows; accepted tokens are in their memory afterwards.

@@ -9,7 +9,10 @@ import logging
 import queue
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 import torch
 
@@ -30,17 +33,21 @@ from server.engine.errors import (
 )
 from server.engine.jobs import JobRunner
 from server.engine.limits import EngineLimits, EngineSnapshot
+from server.engine.memory import Memory
 from server.engine.observer import Observer
 from server.engine.requests import Job, ScoreJob
 from server.engine.results import Event, Failed
 from server.engine.scheduler import Scheduler
 from server.engine.sessions import SessionTable
-from server.engine.slab import Slab
+from server.engine.slab import Slab, slot_bytes
 from server.engine.slots import SlotPool
+from server.engine.snapshots import Snapshot
 from server.engine.timing import call_costs
 from server.engine.work import Work
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _FORMS: dict[torch.dtype, Format] = {
     torch.float64: "float64",
@@ -98,7 +105,8 @@ class Engine:
         weights = model.f.fold().detach()
         del model.f  # the folded weights replace it
         # Each job may hold its base beside what sessions hold, and one may be about to be held.
-        n_slot = limits.max_sessions + limits.max_running + 1
+        n_resident = resident_sessions(limits, slot_bytes(self.config, state))
+        n_slot = n_resident + limits.max_running + 1
         self._rows, self._slots = SlotPool(limits.max_running), SlotPool(n_slot)
         window = min(limits.window, self.config.klen)
         self._slab = Slab(
@@ -111,7 +119,12 @@ class Engine:
         )
         self.session_bytes = self._slab.bytes_per_slot
         self.sessions = SessionTable(
-            self._slots, max_sessions=limits.max_sessions, session_bytes=self.session_bytes
+            self._slots,
+            max_sessions=limits.max_sessions,
+            max_resident=n_resident,
+            session_bytes=self.session_bytes,
+            model=name,
+            fingerprint=self.fingerprint,
         )
         self._scheduler = Scheduler(
             max_batch_tokens=limits.max_batch_tokens,
@@ -129,14 +142,22 @@ class Engine:
             method=self.solver,
             warm_start=None if warm_start is None else warm_start.to(device, dtype),
         )
+        self.memory = Memory(
+            self._slab,
+            self._rows,
+            self._slots,
+            self.sessions,
+            self._batch,
+            eos_id=self.tokenizer.eos_id,
+            state_format=limits.state_format,
+        )
         self._runner = JobRunner(
             softmax=PreparedLogSoftmax(model.softmax, _softmax_form(dtype, device)),
             batch=self._batch,
             slab=self._slab,
             rows=self._rows,
-            slots=self._slots,
             scheduler=self._scheduler,
-            sessions=self.sessions,
+            memory=self.memory,
             eos_id=self.tokenizer.eos_id,
             prefix_cache=limits.prefix_cache,
             guess_ahead=limits.guess_ahead,
@@ -149,6 +170,7 @@ class Engine:
         self._places = Places(limits.max_running)
         self._running: list[Work] = []
         self._cancelled: set[str] = set()
+        self._errands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._accepting = False
         self._stopping = False
         self._candidates_turn = False
@@ -211,6 +233,25 @@ class Engine:
                 self._cancelled.add(job_id)
                 self._wake.notify()
 
+    def capture(self, session_id: str) -> "Future[Snapshot | None]":
+        """All of a session as it is now, to be kept elsewhere."""
+        return self.perform(lambda: self.memory.capture(session_id))
+
+    def perform(self, errand: Callable[[], T]) -> "Future[T]":
+        """Has the engine's thread do something between two calls of f.
+
+        Once that has ended nobody else uses the device, and it is done by the caller.
+        """
+        future: Future[T] = Future()
+        with self._wake:
+            if self._thread.is_alive() and not self._stopping:
+                self._errands.append((errand, future))
+                self._wake.notify()
+                return future
+        self._thread.join()
+        _do(errand, future)
+        return future
+
     @property
     def is_overloaded(self) -> bool:
         """Whether so many jobs wait that tolerances are loosened."""
@@ -234,6 +275,11 @@ class Engine:
             session_memory_bytes=self.sessions.holding() * self.session_bytes,
             loosening=self.is_overloaded,
             prefix_tokens=self._runner.prefix_tokens,
+            resident_sessions=self.sessions.resident,
+            sessions_from_states=self.memory.from_states,
+            sessions_from_tokens=self.memory.from_tokens,
+            sessions_left_idle=self.memory.left_idle,
+            sessions_left_full=self.memory.left_full,
         )
 
     def stop(self, *, grace_s: float) -> None:
@@ -264,13 +310,17 @@ class Engine:
     def _wait_for_work(self) -> bool:
         """Waits until there is some, or sessions may have expired; False at the end."""
         with self._wake:
-            if not self._waiting and not self._running and not self._stopping:
+            work = self._waiting or self._running or self._errands or self._stopping
+            if not work:
                 self._wake.wait(_IDLE_WAIT_S)
             return not self._stopping
 
     def _turn(self) -> None:
         try:
             self.sessions.expire()
+            self._do_errands()
+            if self.limits.resident_idle_s > 0:
+                self.memory.leave_idle(self.limits.resident_idle_s)
             self._drop_ended()
             self._admit()
             self._runner.loosen_to = self.limits.overload_tol if self.is_overloaded else 0.0
@@ -282,6 +332,10 @@ class Engine:
             for work in self._running:
                 self._runner.fail(work, EngineFailed("internal error while solving"))
         self._forget_finished()
+
+    def _do_errands(self) -> None:
+        while self._errands:
+            _do(*self._errands.popleft())
 
     def _drop_ended(self) -> None:
         now = time.monotonic()
@@ -334,7 +388,24 @@ class Engine:
             works = [*self._waiting, *self._running]
         for work in works:
             self._runner.fail(work, EngineStopped(f"model {self.name!r} is stopping"))
+        self._do_errands()
         self._forget_finished()
+
+
+def resident_sessions(limits: EngineLimits, slot_bytes: int) -> int:
+    """How many sessions may have their memory on the device: at least one."""
+    if limits.resident_bytes == 0:
+        return limits.max_sessions
+    return max(1, min(limits.max_sessions, limits.resident_bytes // slot_bytes))
+
+
+def _do(errand: Callable[[], T], future: "Future[T]") -> None:
+    """Does an errand; what it raises is for those who wait for it."""
+    try:
+        with torch.inference_mode():
+            future.set_result(errand())
+    except Exception as error:
+        future.set_exception(error)
 
 
 def _softmax_form(dtype: torch.dtype, device: torch.device) -> Format:

@@ -16,7 +16,6 @@ from server.engine.predictions import score, sources
 from server.engine.requests import ScoreJob
 from server.engine.runs import Runs
 from server.engine.scheduler import Scheduler
-from server.engine.sessions import SessionTable
 from server.engine.sharing import Sharing
 from server.engine.slab import Slab
 from server.engine.slots import SlotPool
@@ -34,9 +33,8 @@ class JobRunner:
         batch: Batch,
         slab: Slab,
         rows: SlotPool,
-        slots: SlotPool,
         scheduler: Scheduler,
-        sessions: SessionTable,
+        memory: Memory,
         eos_id: int,
         prefix_cache: int = 0,
         guess_ahead: int = 0,
@@ -47,7 +45,7 @@ class JobRunner:
         """Tolerance to which tokens may be loosened now; 0 for none."""
         self._softmax, self._batch, self._scheduler = softmax, batch, scheduler
         self._sharing = Sharing(batch, slab, max_tokens=prefix_cache)
-        self._memory = Memory(slab, slots, sessions)
+        self._memory = memory
         self._runs = Runs(
             slab=slab, rows=rows, scheduler=scheduler, sharing=self._sharing, eos_id=eos_id
         )
@@ -178,7 +176,8 @@ class JobRunner:
             # Of a state that predicts nothing and is not kept nobody will know.
             matters = target is not None or (run is work.main and work.job.lease is not None)
             run.early |= matters and solved.nfe < work.job.solve.max_nfe
-        if solved.status != "converged" and work.job.solve.policy == "error":
+        is_new = run.again == 0 or token.index > run.again
+        if solved.status != "converged" and work.job.solve.policy == "error" and is_new:
             self.fail(work, _not_converged(token, solved, work.job.solve))
             return
         self._sharing.note(run, token.z_star, solved)
@@ -213,6 +212,8 @@ class JobRunner:
         work = run.work
         if isinstance(work.job, ScoreJob) and work.job.candidates and run.candidate is None:
             work.base_slot = self._memory.keep(run)
+            if not work.job.tokens:  # it is what the session holds, solved again
+                self._memory.settle(work)
             self._runs.drop(run)
             self._with_candidates.append(work)
         else:

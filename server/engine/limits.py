@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from server.engine.snapshots import StateFormat
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLimits:
@@ -20,6 +22,9 @@ class EngineLimits:
         overload_queue: jobs that may wait before tokens are loosened.
         guess_ahead: tokens of a text that are guessed, at most, before those they follow are final.
         prefix_cache: tokens whose states are kept for prompts that begin alike; 0 shares nothing.
+        resident_bytes: memory for sessions on the device; 0 for room for all of them.
+        resident_idle_s: seconds after which an idle session leaves the device; 0 for never.
+        state_format: number format in which states are kept off the device.
     """
 
     max_batch_tokens: int = 512
@@ -32,6 +37,9 @@ class EngineLimits:
     overload_queue: int = 32
     guess_ahead: int = 4
     prefix_cache: int = 0
+    resident_bytes: int = 0
+    resident_idle_s: float = 0.0
+    state_format: StateFormat = "float32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +47,8 @@ class EngineSnapshot:
     """Gauges of the engine at one moment.
 
     ``loosening`` says whether tokens are solved to ``overload_tol`` now, ``prefix_tokens`` how many
-    tokens of ended prompts have their states kept.
+    tokens of ended prompts have their states kept. ``sessions_from_...`` and ``sessions_left_...``
+    count sessions that came back to the device and left it since the start.
     """
 
     running_jobs: int
@@ -52,3 +61,8 @@ class EngineSnapshot:
     session_memory_bytes: int
     loosening: bool = False
     prefix_tokens: int = 0
+    resident_sessions: int = 0
+    sessions_from_states: int = 0
+    sessions_from_tokens: int = 0
+    sessions_left_idle: int = 0
+    sessions_left_full: int = 0

@@ -1,22 +1,59 @@
 """What jobs take from sessions and leave to them: slots of the slab's store."""
 
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from server.engine.batch import Batch
 from server.engine.errors import Cancelled
 from server.engine.results import SessionView, Totals
-from server.engine.sessions import SessionTable
+from server.engine.sessions import Base, SessionTable
 from server.engine.slab import Slab
 from server.engine.slots import SlotPool
+from server.engine.snapshots import Snapshot, StateFormat, States, pack_tokens, unpack_tokens
+from server.engine.solve import Solved
 from server.engine.work import Run, Work
+
+_DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Memory:
-    """Bases that jobs continue, and commits of what they came to. On the engine's thread."""
+    """Bases that jobs continue, and commits of what they came to. On the engine's thread.
 
-    def __init__(self, slab: Slab, slots: SlotPool, sessions: SessionTable) -> None:
-        """Takes the memory, the slots of its store and the sessions that hold most of them."""
-        self._slab, self._slots, self._sessions = slab, slots, sessions
+    Attributes:
+        put_away: takes the snapshot of a session that leaves the device; it is kept from then on.
+            None where sessions do not leave.
+        captures: whether commits come with all that a store needs.
+        from_states: sessions that came back by their states.
+        from_tokens: sessions that had to be solved again.
+        left_idle: sessions that left the device as nobody used them.
+        left_full: sessions that left it to make room.
+    """
+
+    def __init__(
+        self,
+        slab: Slab,
+        rows: SlotPool,
+        slots: SlotPool,
+        sessions: SessionTable,
+        batch: Batch,
+        *,
+        eos_id: int,
+        state_format: StateFormat = "float32",
+    ) -> None:
+        """Takes the memory, its rows and slots, the sessions that hold most of the slots."""
+        self._slab, self._rows, self._slots, self._sessions = slab, rows, slots, sessions
+        self._batch, self._eos_id, self._format = batch, eos_id, state_format
+        self.put_away: Callable[[Snapshot], None] | None = None
+        self.captures = False
+        self.from_states = self.from_tokens = self.left_idle = self.left_full = 0
 
     def take_base(self, work: Work) -> None:
         """Has a job hold what its session has come to, if it has a session.
+
+        A session without a slot gets one by its states; without those the job is to solve its
+        tokens again.
 
         Raises:
             Cancelled: the lease is over.
@@ -28,6 +65,56 @@ class Memory:
             raise Cancelled("the session was released")
         work.base_slot = base.slot
         work.base_position, work.base_totals = base.position, base.totals
+        if base.slot is None and base.position > 0:
+            tokens = unpack_tokens(base.tokens)
+            z_star = self._usable(base)
+            if z_star is None:
+                self.from_tokens += 1
+                work.again = tuple(tokens)
+                return
+            assert base.states is not None
+            self.from_states += 1
+            work.base_slot = self._revive(tokens, z_star, base.states.solved)
+            self.settle(work)
+
+    def _usable(self, base: Base) -> Tensor | None:
+        """States ``(n, d_model)`` of a base on the device; None where they do not fit or are bad.
+
+        Whose checkpoint they are of was looked at when they came.
+        """
+        states = base.states
+        rows = min(base.position + 1, self._slab.klen)
+        if states is None or not states.is_whole:
+            return None
+        if (states.rows, states.d_model) != (rows, self._slab.config.d_model):
+            return None
+        flat = torch.frombuffer(bytearray(states.data), dtype=_DTYPES[states.format])
+        z_star = flat.view(rows, -1).to(self._slab.key.device, self._slab.key.dtype)
+        return z_star if bool(torch.isfinite(z_star).all()) else None
+
+    def _revive(self, tokens: list[int], z_star: Tensor, solved: Solved) -> int:
+        """A slot, held by the caller, with the memory that the last tokens' states make."""
+        length = len(tokens) + 1
+        start = length - len(z_star)
+        row = self._rows.acquire()
+        assert row is not None, "a job that begins has a row to itself"
+        try:
+            self._slab.reset(row)
+            inputs = [self._eos_id, *tokens][start:]
+            self._batch.rebuild(row, inputs, z_star, start=start)
+            self._slab.advance(row, length, solved)
+            return self._keep_row(row)
+        finally:
+            self._rows.release(row)
+
+    def settle(self, work: Work) -> None:
+        """Makes the slot that a job holds its session's as well, if there is room for it."""
+        lease, slot = work.job.lease, work.base_slot
+        if lease is None or slot is None or not self._make_room():
+            return
+        self._slots.retain(slot)
+        if not self._sessions.settle(lease, slot):
+            self._slots.release(slot)
 
     def release_base(self, work: Work) -> None:
         """Gives back the slot that a job holds, if it holds one."""
@@ -50,10 +137,13 @@ class Memory:
 
     def keep(self, run: Run) -> int:
         """A slot, held by the caller, with what the run's row has come to."""
+        return self._keep_row(run.sequence.slot)
+
+    def _keep_row(self, row: int) -> int:
         slot = self._slots.acquire()
-        assert slot is not None, "there is a slot for every session and every running job"
+        assert slot is not None, "there is a slot for every resident session and running job"
         try:
-            self._slab.save(run.sequence.slot, slot)
+            self._slab.save(row, slot)
         except Exception:
             self._slots.release(slot)  # the job fails, and nobody would know of the slot
             raise
@@ -66,21 +156,70 @@ class Memory:
             Cancelled: the lease is over.
         """
         work, row = run.work, run.sequence.slot
-        assert work.job.lease is not None, "without a session there is nothing to commit to"
+        lease = work.job.lease
+        assert lease is not None, "without a session there is nothing to commit to"
         if run.held == 0:
             return None
         if run.last is not None:
             # As the job's own tolerance has it, whatever the batch was told.
             self._slab.advance(row, self._slab.length(row), run.last)
-        slot = self.keep(run)
+        slot = self.keep(run) if self._sessions.is_resident(lease) or self._make_room() else None
+        stored = self.captures and not self._sessions.is_private(lease)
+        states = None
+        if slot is None or stored:
+            states = self._states(self._slab.states(row), self._slab.solved(row))
         session = self._sessions.commit(
-            work.job.lease,
+            lease,
             slot=slot,
             position=work.base_position + run.held,
             totals=work.base_totals + totals,
             last_token=run.sequence.inputs[run.sequence.accepted - 1],
+            tokens=pack_tokens(run.accepted_tokens),
+            states=states,
         )
         if session is None:
-            self._slots.release(slot)
+            if slot is not None:
+                self._slots.release(slot)
             raise Cancelled("the session was released")
         return session
+
+    def capture(self, session_id: str) -> Snapshot | None:
+        """All of a session as it is now; None where it is gone, private or away."""
+        slot = self._sessions.hold(session_id)
+        if slot is None:
+            return self._sessions.snapshot(session_id)
+        try:
+            return self._sessions.snapshot(session_id, self._states(*self._slab.kept_states(slot)))
+        finally:
+            self._slots.release(slot)
+
+    def leave_idle(self, longer_than_s: float) -> None:
+        """Takes sessions off the device that no call has used for so long."""
+        for session_id in self._sessions.idle(longer_than_s=longer_than_s):
+            self.left_idle += self._put_away(session_id)
+
+    def _make_room(self) -> bool:
+        """Has one more session be resident, if need be in the place of an idle one."""
+        if self._sessions.has_room:
+            return True
+        for session_id in self._sessions.idle(longer_than_s=0.0):
+            if self._put_away(session_id):
+                self.left_full += 1
+                return True
+        return False
+
+    def _put_away(self, session_id: str) -> bool:
+        if self.put_away is None:
+            return False
+        if self._sessions.is_saved(session_id):
+            return self._sessions.vacate(session_id)
+        snapshot = self.capture(session_id)
+        if snapshot is None or not self._sessions.vacate(session_id, snapshot.states):
+            return False
+        self.put_away(snapshot)
+        return True
+
+    def _states(self, z_star: Tensor, solved: Solved) -> States:
+        kept = z_star.to(_DTYPES[self._format]).cpu().contiguous()
+        data = kept.view(torch.uint8).numpy().tobytes()
+        return States(self._format, len(z_star), z_star.shape[1], data, solved)

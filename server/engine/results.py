@@ -5,10 +5,13 @@ Log-probabilities are natural logarithms, durations are seconds.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from server.engine.errors import EngineError
 from server.engine.solve import Solve, Solved, SolveStats
+
+if TYPE_CHECKING:
+    from server.engine.snapshots import Snapshot
 
 Stopped = Literal["time", "calls"]
 """What cut a job short: its time or its calls of f were spent."""
@@ -68,7 +71,10 @@ class Times:
 
 @dataclass(frozen=True, slots=True)
 class SessionView:
-    """A session as its owner may see it; ``*_time`` are wall time in seconds since the epoch."""
+    """A session as its owner may see it; ``*_time`` are wall time in seconds since the epoch.
+
+    After a commit that is to be stored ``snapshot`` is what to store.
+    """
 
     session_id: str
     owner: str
@@ -82,6 +88,7 @@ class SessionView:
     busy: bool
     solve: Solve
     last_token: int | None = None
+    snapshot: "Snapshot | None" = None
 
 
 @dataclass(frozen=True, slots=True)

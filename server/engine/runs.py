@@ -43,8 +43,10 @@ class Runs:
         """A run over ``tokens`` in a row of its own, continuing the job's base."""
         row, base = self._rows.acquire(), work.base_slot
         assert row is not None, "there is a row for every sequence that may run"
-        inputs = list(tokens) if base is not None else [self._eos_id, *tokens]
-        targets = [*tokens[1:], None] if base is not None else [*tokens, None]
+        again = work.again if base is None else ()
+        inputs = list(tokens) if base is not None else [self._eos_id, *again, *tokens]
+        ahead = tokens[1:] if base is not None else tokens
+        targets: list[int | None] = [*(None for _ in again), *ahead, None]
         if not work.needs_last_state(candidate):
             inputs, targets = inputs[:-1], targets[:-1]
         sequence = Sequence(
@@ -56,7 +58,7 @@ class Runs:
             priority=work.job.priority,
             draws=isinstance(work.job, GenerateJob),
         )
-        run = Run(work, sequence, targets[: len(inputs)], candidate=candidate)
+        run = Run(work, sequence, targets[: len(inputs)], candidate=candidate, again=len(again))
         # Known before anything can break: ending the job then gives the row back.
         work.runs.append(run)
         self._by_sequence[sequence] = run

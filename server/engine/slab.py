@@ -23,6 +23,12 @@ class _Seen:
     solved: Solved | None = None
 
 
+def slot_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Device bytes of what one session keeps: key, value and state of a context."""
+    heads = config.n_head * config.d_head
+    return config.klen * (2 * heads + config.d_model) * dtype.itemsize
+
+
 class Slab:
     """Rows and slots, their keys, values and fixed points.
 
@@ -74,8 +80,7 @@ class Slab:
     @property
     def bytes_per_slot(self) -> int:
         """Device bytes of one slot."""
-        kept = (self._kept_key, self._kept_value, self._kept_z)
-        return sum(tensor[0].nbytes for tensor in kept)
+        return slot_bytes(self.config, self.key.dtype)
 
     @property
     def nbytes(self) -> int:
@@ -98,6 +103,24 @@ class Slab:
         entries = [(self._row_seen[row].length - 1) % self.ring for row in rows]
         at, in_ring = sent([*rows, *entries], self._z.device).view(2, -1)
         return self._z[at, in_ring]
+
+    def states(self, row: int) -> Tensor:
+        """Fixed points ``(n, d_model)`` of the tokens that a row would keep, oldest first."""
+        _, entries = self._contexts(self._row_seen[row].length)
+        return self._z[row, entries]
+
+    def kept_states(self, slot: int) -> tuple[Tensor, Solved]:
+        """The same of a slot, and how the last one was solved."""
+        seen = self._slot_seen[slot]
+        assert seen.solved is not None, "the slot is empty"
+        kept, _ = self._contexts(seen.length)
+        return self._kept_z[slot, kept], seen.solved
+
+    def solved(self, row: int) -> Solved:
+        """How the last token of a row was solved."""
+        solved = self._row_seen[row].solved
+        assert solved is not None, "the row is empty"
+        return solved
 
     def reset(self, row: int) -> None:
         """Empties a row.

@@ -28,6 +28,7 @@ class Run:
         parked: whether it waits for what others solve.
         ahead: random numbers of its next guess; None for those of its next draw.
         asked: how many inputs it had when its last guess was made.
+        again: first tokens that the session holds already: they are solved, but not scored.
     """
 
     work: "Work"
@@ -41,11 +42,22 @@ class Run:
     parked: bool = False
     ahead: random.Random | None = None
     asked: int = 0
+    again: int = 0
+
+    @property
+    def first(self) -> int:
+        """Where its own tokens begin among the sequence's inputs."""
+        return self.again + (1 if self.sequence.start == 0 else 0)
 
     @property
     def held(self) -> int:
-        """Accepted tokens, the priming <eos> not counted."""
-        return max(0, self.sequence.accepted - (1 if self.sequence.start == 0 else 0))
+        """Accepted tokens of its own, the priming <eos> not counted."""
+        return max(0, self.sequence.accepted - self.first)
+
+    @property
+    def accepted_tokens(self) -> list[int]:
+        """Ids of those."""
+        return self.sequence.inputs[self.first : self.sequence.accepted]
 
     def is_cut(self, size: int) -> bool:
         """Whether its answer is less than that for ``size`` tokens solved in peace."""
@@ -63,6 +75,7 @@ class Work:
         base_position: tokens that the session held before.
         base_totals: over them.
         base_slot: memory that candidates continue, held by this job; None before it is known.
+        again: tokens of the session that have to be solved again, as their states are lost.
         main: run of the job's own tokens; None before the start and when there are none.
         runs: runs that are not finished.
         waiting_candidates: candidates that have no run yet.
@@ -82,6 +95,7 @@ class Work:
     base_position: int = 0
     base_totals: Totals = field(default_factory=Totals)
     base_slot: int | None = None
+    again: tuple[int, ...] = ()
     main: Run | None = None
     runs: list[Run] = field(default_factory=list)
     waiting_candidates: deque[int] = field(default_factory=deque)

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+from server.attempts import Attempts
 from server.config import RequestLimits
 from server.engine.results import SessionView
 from server.engine.solve import Solve
 from server.metrics import Metrics
+from server.persistence import Persistence
 from server.registry import Registry
 
 LONG_RESPONSE = 2000
@@ -21,6 +23,8 @@ class Edge:
         limits: bounds of requests.
         default_solve: solver options where neither request nor session names one.
         metrics: counts.
+        persistence: keeps sessions.
+        attempts: calls with idempotency keys that are under way.
         version: of the server.
     """
 
@@ -28,6 +32,8 @@ class Edge:
     limits: RequestLimits
     default_solve: Solve
     metrics: Metrics
+    persistence: Persistence
+    attempts: Attempts
     version: str
 
     def solve_of(self, view: SessionView | None) -> Solve:

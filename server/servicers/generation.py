@@ -2,11 +2,13 @@
 
 import secrets
 import time
+from typing import Any
 
 from deq_model.tokenizers.base import StreamDecoder
-from deqlm.v1 import generation_pb2, generation_pb2_grpc
+from deqlm.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 from server import translate
-from server.call import Call, Events, leased, submitted
+from server.attempts import Attempt, Send, from_answer, to_answer
+from server.call import Call, Events, submitted
 from server.engine.engine import Engine
 from server.engine.requests import GenerateJob, Lease, Sampling, Stop
 from server.engine.results import Drawn, FinishReason, Generated, PromptSolved, SessionView
@@ -51,6 +53,29 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             fields.prompt, engine.tokenizer, name="prompt", may_be_unknown=view is not None
         )
         check_token_count("prompt", len(prompt), self._edge.limits)
+        key = request.idempotency_key
+        if session_id is None or not key:
+            await self._generate(request, prompt, fields, engine, session_id, call, Sent(call.send))
+            return
+
+        async def generate(attempt: Attempt) -> None:
+            sent = Sent(attempt.send, keeps=True)
+            await self._generate(request, prompt, fields, engine, session_id, call, sent)
+
+        await self._edge.attempts.once(session_id, key, request, generate, call.send)
+        call.finished = call.finished or "stop"  # of a call that was sent again
+
+    async def _generate(
+        self,
+        request: generation_pb2.GenerateRequest,
+        prompt: Tokens,
+        fields: GenerateFields,
+        engine: Engine,
+        session_id: str | None,
+        call: Call,
+        sent: "Sent",
+    ) -> None:
+        """Generate, or send again what was answered to the same call before."""
         seed = secrets.randbits(_SEED_BITS) if fields.seed is None else fields.seed
         started = generation_pb2.GenerationStarted(
             model=engine.name,
@@ -59,8 +84,14 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             prompt_tokens=len(prompt),
             unknown_tokens=len(prompt.unknown),
         )
-        events = Events()
-        with leased(engine, session_id, call.owner) as lease:
+        events, persistence, key = Events(), self._edge.persistence, request.idempotency_key
+        async with persistence.leased(engine, session_id, call.owner) as lease:
+            if lease is not None and key:
+                answer = engine.sessions.answer(lease, key)
+                if answer is not None:
+                    for response in from_answer(answer, request, generation_pb2.GenerateResponse):
+                        await sent.send(response)
+                    return
             held = None if lease is None else engine.sessions.view(lease)
             before = _token_before(fields, prompt, held)
             decoder = engine.tokenizer.stream_decoder(after=before)
@@ -74,10 +105,20 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 lease=lease,
                 call=call,
             )
+            call.take_tokens(len(prompt))
             with submitted(engine, job, events):
-                generated = await self._relay(events, started, engine, call)
+                generated = await self._relay(events, started, engine, call, sent)
+            last = translate.generation_finished(generated, fields.solve)
+            if lease is not None:
+                answer = None
+                if key:
+                    last.finished.kept = common_pb2.KEPT_IN_STORE  # or nobody will read it
+                    answer = to_answer(key, request, [*sent.responses, last])
+                last.finished.kept = await persistence.keep(
+                    engine, lease, generated.session, answer
+                )
         # Only now: the session is free when the client learns that the generation is over.
-        await call.send(translate.generation_finished(generated, fields.solve))
+        await sent.send(last)
         call.finished = _FINISHED[generated.reason]
 
     async def _relay(
@@ -86,6 +127,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         started: generation_pb2.GenerationStarted,
         engine: Engine,
         call: Call,
+        sent: "Sent",
     ) -> Generated:
         """Send what comes out of the engine, up to the end of the job."""
         clock = _Clock(self._edge.metrics, engine.name, call.started)
@@ -94,15 +136,30 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             if isinstance(event, PromptSolved):
                 clock.prompt_solved(event.totals.scored_tokens)
                 started.prompt.CopyFrom(translate.totals(event.totals))
-                await call.send(generation_pb2.GenerateResponse(started=started))
+                await sent.send(generation_pb2.GenerateResponse(started=started))
             elif isinstance(event, Drawn):
                 clock.token_drawn()
-                await call.send(
+                call.add_tokens(1)
+                await sent.send(
                     translate.generated_token(event.token, event.text, engine.tokenizer)
                 )
             elif isinstance(event, Generated):
                 clock.generated(event)
                 return event
+
+
+class Sent:
+    """Responses on their way to the client, and what of them is to be kept."""
+
+    def __init__(self, send: Send, *, keeps: bool = False) -> None:
+        self._send, self._keeps = send, keeps
+        self.responses: list[Any] = []
+
+    async def send(self, response: Any) -> None:
+        """Send one."""
+        if self._keeps:
+            self.responses.append(response)
+        await self._send(response)
 
 
 class _Clock:

@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from deqlm.v1 import scoring_pb2, scoring_pb2_grpc
+from deqlm.v1 import common_pb2, scoring_pb2, scoring_pb2_grpc
 from server import translate
-from server.call import Call, Events, leased, submitted
+from server.attempts import Attempt, from_answer, to_answer
+from server.call import Call, Events, submitted
 from server.engine.engine import Engine
-from server.engine.requests import ScoreJob
+from server.engine.requests import Lease, ScoreJob
 from server.engine.results import Scored
 from server.inputs import Tokens, encode
 from server.servicers.edge import LONG_RESPONSE, Edge
@@ -48,7 +49,57 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
             solve=self._edge.solve_of(view),
         )
         inputs = await self._encode(fields, engine, has_session=view is not None)
-        scored = await self._solve(inputs, fields, engine, session_id, call)
+        if session_id is None or not request.idempotency_key:
+            return await self._score(request, inputs, fields, engine, session_id, call)
+        answers: list[scoring_pb2.ScoreResponse] = []
+
+        async def answer(response: scoring_pb2.ScoreResponse) -> None:
+            answers.append(response)
+
+        async def score(attempt: Attempt) -> None:
+            await attempt.send(await self._score(request, inputs, fields, engine, session_id, call))
+
+        key = request.idempotency_key
+        await self._edge.attempts.once(session_id, key, request, score, answer)
+        call.finished = "scored"
+        return answers[0]
+
+    async def _score(
+        self,
+        request: scoring_pb2.ScoreRequest,
+        inputs: _Inputs,
+        fields: ScoreFields,
+        engine: Engine,
+        session_id: str | None,
+        call: Call,
+    ) -> scoring_pb2.ScoreResponse:
+        """Score, or find out what was answered to the same call before."""
+        persistence, key = self._edge.persistence, request.idempotency_key
+        async with persistence.leased(engine, session_id, call.owner) as lease:
+            if lease is not None and key:
+                answer = engine.sessions.answer(lease, key)
+                if answer is not None:
+                    return from_answer(answer, request, scoring_pb2.ScoreResponse)[0]
+            scored = await self._solve(inputs, fields, engine, lease, call)
+            response = await self._respond(scored, inputs, fields, engine, session_id, call)
+            if lease is not None:
+                answer = None
+                if key:
+                    response.kept = common_pb2.KEPT_IN_STORE  # or nobody will read it
+                    answer = to_answer(key, request, [response])
+                view = None if inputs.candidates else scored.session
+                response.kept = await persistence.keep(engine, lease, view, answer)
+            return response
+
+    async def _respond(
+        self,
+        scored: Scored,
+        inputs: _Inputs,
+        fields: ScoreFields,
+        engine: Engine,
+        session_id: str | None,
+        call: Call,
+    ) -> scoring_pb2.ScoreResponse:
         self._edge.metrics.input_solved(
             engine.name,
             tokens=len(scored.tokens),
@@ -87,27 +138,27 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
         inputs: _Inputs,
         fields: ScoreFields,
         engine: Engine,
-        session_id: str | None,
+        lease: Lease | None,
         call: Call,
     ) -> Scored:
         events = Events()
-        with leased(engine, session_id, call.owner) as lease:
-            job = ScoreJob(
-                job_id=call.next_job_id(),
-                tokens=inputs.input.ids,
-                candidates=tuple(candidate.ids for candidate in inputs.candidates),
-                lease=lease,
-                top_k=fields.top_k,
-                solve=fields.solve,
-                deadline=call.deadline,
-                answer_by=fields.budget.answer_by(call.started),
-                max_calls=fields.budget.max_calls,
-                priority=fields.priority,
-                owner=call.sharer,
-                sink=events.sink,
-            )
-            with submitted(engine, job, events):
-                return await events.last(Scored)
+        job = ScoreJob(
+            job_id=call.next_job_id(),
+            tokens=inputs.input.ids,
+            candidates=tuple(candidate.ids for candidate in inputs.candidates),
+            lease=lease,
+            top_k=fields.top_k,
+            solve=fields.solve,
+            deadline=call.deadline,
+            answer_by=fields.budget.answer_by(call.started),
+            max_calls=fields.budget.max_calls,
+            priority=fields.priority,
+            owner=call.sharer,
+            sink=events.sink,
+        )
+        call.take_tokens(len(inputs))
+        with submitted(engine, job, events):
+            return await events.last(Scored)
 
 
 def _response(

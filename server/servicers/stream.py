@@ -5,13 +5,13 @@ import contextlib
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 
-from deqlm.v1 import scoring_pb2
+from deqlm.v1 import common_pb2, scoring_pb2
 from server import translate
-from server.call import Call, Events, leased, submitted
+from server.call import Call, Events, submitted
 from server.engine.engine import Engine
 from server.engine.errors import EngineError, EngineStopped
 from server.engine.requests import Lease, ScoreJob
@@ -139,25 +139,28 @@ class Streams:
         fields = check_stream_config(
             config, limits=self._edge.limits, solve=self._edge.solve_of(view)
         )
-        with self._session(engine, view, call) as (session, lease):
+        async with self._session(engine, view, call) as (session, lease):
             await call.accept()
             stream = Stream(self._edge, engine, fields, session, lease, call, inbox)
             return await stream.run(session_id)
 
-    @contextmanager
-    def _session(
+    @asynccontextmanager
+    async def _session(
         self, engine: Engine, view: SessionView | None, call: Call
-    ) -> Iterator[tuple[SessionView, Lease]]:
+    ) -> AsyncIterator[tuple[SessionView, Lease]]:
         """The stream's session, busy for as long as it lasts; a private one goes with it."""
         owner, is_private = call.owner, view is None
         if view is None:
             # Nobody else can name the owner, so that nobody else sees the session.
             owner = f"stream {secrets.token_hex(16)}"
             view = engine.sessions.create(
-                owner=owner, ttl_s=self._edge.limits.max_ttl_s, solve=self._edge.default_solve
+                owner=owner,
+                ttl_s=self._edge.limits.max_ttl_s,
+                solve=self._edge.default_solve,
+                is_private=True,
             )
         try:
-            with leased(engine, view.session_id, owner) as lease:
+            async with self._edge.persistence.leased(engine, view.session_id, owner) as lease:
                 assert lease is not None
                 yield engine.sessions.get(view.session_id, owner), lease
         finally:
@@ -196,6 +199,7 @@ class Stream:
         self._stats = SolveStats()
         self._times = Times(0.0, 0.0)
         self._unknown = 0
+        self._kept: common_pb2.Kept = common_pb2.KEPT_UNSPECIFIED
         self._left = Tokens()
         """What the budget left out: scored first thing in the next batch."""
 
@@ -247,6 +251,7 @@ class Stream:
         tokens = batch.tokens
         if not tokens:
             return ()
+        self._call.take_tokens(len(tokens))
         events, budget = Events(), self._fields.budget
         job = ScoreJob(
             job_id=self._call.next_job_id(),
@@ -267,13 +272,16 @@ class Stream:
             tokens.first(len(scored.tokens)),
             tokens.after(len(scored.tokens)),
         )
+        self._call.add_tokens(-len(self._left))  # they are counted when their turn comes
         batch.stopped = scored.stopped
+        self._kept = await self._edge.persistence.keep(self._engine, self._lease, scored.session)
         self._add(scored, batch.tokens)
         return scored.tokens
 
     def _add(self, scored: Scored, tokens: Tokens) -> None:
         assert scored.session is not None
-        self._session = scored.session
+        # What is stored is with the store: a stream may be open for long.
+        self._session = replace(scored.session, snapshot=None)
         self._totals = self._totals + translate.totals_of(scored.tokens)
         self._stats = self._stats + scored.stats
         self._times = Times(
@@ -316,6 +324,7 @@ class Stream:
             timing=translate.timing(self._times),
             committed_bytes=min(self._text.held_from, _text_begin(self._left)),
             stopped_by=translate.stopped_by(batch.stopped),
+            kept=self._kept,
         )
 
 

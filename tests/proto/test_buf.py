@@ -104,6 +104,8 @@ def test_services_and_calls_are_those_promised(described):
             "ListSessions",
             "ForkSession",
             "DeleteSession",
+            "ExportSession",
+            "ImportSession",
         ],
         "TokenizerService": ["Tokenize", "Detokenize"],
         "ModelService": ["ListModels", "GetModel"],

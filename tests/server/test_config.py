@@ -1,12 +1,11 @@
 """Flags, environment and file make one checked configuration."""
 
 import dataclasses
-import inspect
-import re
 from pathlib import Path
 
 import pytest
 
+from cli.options import meanings
 from cli.values import shown
 from server.config import RequestLimits, ServerConfig, ServerConfigError
 from server.options import parse_config
@@ -181,8 +180,9 @@ def test_the_tolerance_fits_the_number_format(changes, tol):
 
 def test_every_option_is_documented_with_its_default():
     text = DOCUMENT.read_text(encoding="utf-8")
-    described = dict(re.findall(r"^\s+(\w+): (.+)\.$", inspect.getdoc(ServerConfig), re.MULTILINE))
+    described = meanings(ServerConfig)
     for field in dataclasses.fields(ServerConfig):
-        default = str(field.default).lower() if field.type is bool else str(field.default)
+        is_word = field.default is None or field.type is bool
+        default = str(field.default).lower() if is_word else str(field.default)
         shown = "–" if field.default == () else f"`{default}`"
         assert f"| `{field.name}` | {shown} | {described[field.name]} |" in text

@@ -18,8 +18,9 @@ from server.errors import (
     rule_for,
     to_status,
 )
+from server.security.errors import SecurityError
 
-ROOTS = (EngineError, EdgeError, TokenizerError)
+ROOTS = (EngineError, EdgeError, TokenizerError, SecurityError)
 REASONS = {
     "INVALID_REQUEST",
     "UNKNOWN_TEXT",
@@ -32,7 +33,13 @@ REASONS = {
     "DEADLINE_EXCEEDED",
     "CANCELLED",
     "NOT_READY",
+    "STORE_UNAVAILABLE",
+    "KEY_REUSED",
+    "ANSWER_NOT_KEPT",
     "SHUTTING_DOWN",
+    "UNAUTHENTICATED",
+    "PERMISSION_DENIED",
+    "QUOTA_EXCEEDED",
     "INTERNAL",
 }
 

@@ -1,9 +1,6 @@
-"""Sessions against a plain model: ownership, leases, forks, slots that add up."""
+"""Sessions: ownership, leases, forks, time to live; ``test_sessions_machine.py`` has the rest."""
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from server.engine.errors import SessionBusy, SessionLimit, SessionNotFound
 from server.engine.requests import Lease
@@ -136,74 +133,3 @@ def test_a_full_table_says_so_and_keeps_everybody() -> None:
         table.fork(first, "ann")
     assert [view.session_id for view in table.list("ann")] == [first, second]
     assert table.list("bob") == []
-
-
-class Sessions(RuleBasedStateMachine):
-    """Random calls; the model is a dictionary of positions and who is busy."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table, self.pool, _ = make_table(max_sessions=3, slots=12)
-        self.positions: dict[str, int] = {}
-        self.leases: dict[str, Lease] = {}
-
-    @rule()
-    def create(self) -> None:
-        if len(self.positions) == 3:
-            with pytest.raises(SessionLimit):
-                create(self.table)
-        else:
-            self.positions[create(self.table)] = 0
-
-    @precondition(lambda self: self.positions)
-    @rule(data=st.data())
-    def acquire(self, data: st.DataObject) -> None:
-        session = data.draw(st.sampled_from(list(self.positions)))
-        if session in self.leases:
-            with pytest.raises(SessionBusy):
-                self.table.acquire(session, "ann")
-        else:
-            self.leases[session] = self.table.acquire(session, "ann")
-
-    @precondition(lambda self: self.leases)
-    @rule(data=st.data(), more=st.integers(1, 5))
-    def commit(self, data: st.DataObject, more: int) -> None:
-        session = data.draw(st.sampled_from(list(self.leases)))
-        base = self.table.base(self.leases[session])
-        assert base is not None
-        assert base.position == self.positions[session]
-        commit_new(self.table, self.pool, self.leases[session], base.position + more)
-        if base.slot is not None:
-            self.pool.release(base.slot)
-        self.positions[session] += more
-
-    @precondition(lambda self: self.leases)
-    @rule(data=st.data())
-    def release(self, data: st.DataObject) -> None:
-        session = data.draw(st.sampled_from(list(self.leases)))
-        self.table.release(self.leases.pop(session))
-
-    @precondition(lambda self: self.positions)
-    @rule(data=st.data(), forking=st.booleans())
-    def fork_or_delete(self, data: st.DataObject, forking: bool) -> None:
-        session = data.draw(st.sampled_from(list(self.positions)))
-        if session in self.leases:
-            with pytest.raises(SessionBusy):
-                self.table.delete(session, "ann")
-        elif not forking:
-            self.table.delete(session, "ann")
-            del self.positions[session]
-        elif len(self.positions) < 3:
-            fork = self.table.fork(session, "ann")
-            self.positions[fork.session_id] = self.positions[session]
-
-    @invariant()
-    def adds_up(self) -> None:
-        views = {view.session_id: view for view in self.table.list("ann")}
-        assert {key: view.position for key, view in views.items()} == self.positions
-        assert {key for key, view in views.items() if view.busy} == set(self.leases)
-        assert self.pool.used == self.table.holding()
-
-
-TestSessions = Sessions.TestCase
-TestSessions.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

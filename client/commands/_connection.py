@@ -1,0 +1,101 @@
+"""How the commands reach a server: their flags, and the client made of them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any, Final
+
+from cli.parser import positive_seconds
+from client._channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S
+from client.credentials import Tls
+from client.errors import InvalidArgument
+from client.sync import Client
+
+ADDRESS_VARIABLE: Final = "DEQLM_ADDRESS"
+TOKEN_VARIABLE: Final = "DEQLM_TOKEN"
+CA_VARIABLE: Final = "DEQLM_TLS_CA"
+
+
+class UsageError(Exception):
+    """The command line cannot be carried out; the message says what to change."""
+
+
+def add_connection_flags(group: Any) -> None:
+    """Add the flags behind `connect`."""
+    group.add_argument(
+        "--address",
+        default=os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS,
+        metavar="HOST:PORT",
+        help=f"server (default: {DEFAULT_ADDRESS}; environment: {ADDRESS_VARIABLE})",
+    )
+    group.add_argument(
+        "--timeout-s",
+        type=positive_seconds,
+        metavar="S",
+        help=f"deadline of each call (default: {DEFAULT_TIMEOUT_S:g}; none for streams)",
+    )
+    group.add_argument("--owner", default="", help="owner of the sessions (default: nobody)")
+    group.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help=f"file with the token that shows who calls (environment: {TOKEN_VARIABLE}, the token)",
+    )
+    group.add_argument("--tls", action="store_true", help="encrypt; the other TLS flags do so too")
+    group.add_argument(
+        "--tls-ca",
+        metavar="FILE",
+        default=os.environ.get(CA_VARIABLE) or None,
+        help="authorities that the server's certificate must be of, in PEM (default: those that "
+        f"gRPC comes with; environment: {CA_VARIABLE})",
+    )
+    group.add_argument("--tls-cert", metavar="FILE", help="the client's own certificate, in PEM")
+    group.add_argument("--tls-key", metavar="FILE", help="its private key")
+    group.add_argument(
+        "--send-token-unencrypted",
+        action="store_true",
+        help="send the token even where anybody on the way to the server can read it",
+    )
+
+
+def connect(args: argparse.Namespace) -> Client:
+    """A client as the flags say. Raises UsageError."""
+    try:
+        return Client(
+            args.address,
+            timeout_s=DEFAULT_TIMEOUT_S if args.timeout_s is None else args.timeout_s,
+            stream_timeout_s=args.timeout_s,
+            owner=args.owner,
+            token=_token(args.token_file),
+            tls=_tls(args),
+            send_token_unencrypted=args.send_token_unencrypted,
+        )
+    except InvalidArgument as error:
+        field = error.violations[0].field
+        raise UsageError(error.message + _HINTS.get(field, "")) from None
+
+
+_HINTS: Final = {
+    "token": "; give --tls or --tls-ca FILE, or --send-token-unencrypted where the way is safe"
+}
+
+
+def _token(path: str | None) -> str | None:
+    """That of the file, else that of the environment, else none; never told in any message."""
+    if path is None:
+        return os.environ.get(TOKEN_VARIABLE) or None
+    try:
+        token = Path(path).read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} must hold a token alone") from None
+    if len(token.split()) != 1:
+        raise UsageError(f"{path} must hold a token alone, got {len(token.split())} words")
+    return token
+
+
+def _tls(args: argparse.Namespace) -> Tls | None:
+    given = Tls(ca=args.tls_ca, cert=args.tls_cert, key=args.tls_key)
+    return given if args.tls or given != Tls() else None

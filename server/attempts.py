@@ -1,0 +1,138 @@
+"""Calls with idempotency keys: done once, however often they are sent."""
+
+import asyncio
+import hashlib
+import struct
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
+
+from server.engine.snapshots import Answer
+from server.errors import AnswerNotKept, KeyReused
+
+M = TypeVar("M", bound=Message)
+Send = Callable[[Any], Awaitable[None]]
+_LENGTH = struct.Struct("<I")
+
+
+class Attempt:
+    """A call that is under way, for whoever sends it; it goes on when they go away.
+
+    Attributes:
+        request: digest of what was asked.
+        responses: so far.
+    """
+
+    def __init__(self, request: bytes) -> None:
+        self.request = request
+        self.responses: list[Any] = []
+        self._news = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, body: Callable[["Attempt"], Awaitable[None]]) -> "asyncio.Task[None]":
+        """Begin."""
+        self._task = asyncio.ensure_future(self._run(body))
+        return self._task
+
+    async def _run(self, body: Callable[["Attempt"], Awaitable[None]]) -> None:
+        try:
+            await body(self)
+        finally:
+            self._news.set()
+
+    async def send(self, response: Any) -> None:
+        """Have those who follow get one more response."""
+        self.responses.append(response)
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    async def follow(self, send: Send) -> None:
+        """Send all responses on, from the first to the last; raises what ends the call."""
+        assert self._task is not None, "start comes first"
+        sent = 0
+        while True:
+            news = self._news
+            while sent < len(self.responses):
+                await send(self.responses[sent])
+                sent += 1
+            if news.is_set() and sent == len(self.responses):
+                await asyncio.shield(self._task)
+                return
+            await news.wait()
+
+
+class Attempts:
+    """All calls with idempotency keys that are under way, by session and key."""
+
+    def __init__(self) -> None:
+        self._running: dict[tuple[str, str], Attempt] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def once(
+        self,
+        session_id: str,
+        key: str,
+        request: Message,
+        body: Callable[[Attempt], Awaitable[None]],
+        send: Send,
+    ) -> None:
+        """Do a call, or follow the one that is under way.
+
+        Raises:
+            KeyReused: that one asked for something else.
+        """
+        name, digest = (session_id, key), digest_of(request)
+        attempt = self._running.get(name)
+        if attempt is None:
+            attempt = self._running[name] = Attempt(digest)
+            task = attempt.start(body)
+            self._tasks.add(task)
+            task.add_done_callback(lambda task: self._end(name, task))
+        elif attempt.request != digest:
+            raise KeyReused(key)
+        await attempt.follow(send)
+
+    async def wait(self, timeout_s: float) -> None:
+        """Wait for those that go on without their clients."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
+
+    def _end(self, name: tuple[str, str], task: "asyncio.Task[None]") -> None:
+        self._running.pop(name, None)
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody may be left to be told
+
+
+def digest_of(request: Message) -> bytes:
+    """Of what is asked."""
+    data = request.SerializeToString(deterministic=True)
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def to_answer(key: str, request: Message, responses: list[Any]) -> Answer:
+    """What is kept of a call that was done."""
+    parts = [response.SerializeToString() for response in responses]
+    data = b"".join(_LENGTH.pack(len(part)) + part for part in parts)
+    return Answer(key, digest_of(request), data)
+
+
+def from_answer(answer: Answer, request: Message, kind: type[M]) -> list[M]:
+    """The responses of a call that was done.
+
+    Raises:
+        KeyReused: it asked for something else.
+        AnswerNotKept: they are not there any more.
+    """
+    if answer.request != digest_of(request):
+        raise KeyReused(answer.key)
+    if answer.data is None:
+        raise AnswerNotKept(answer.key)
+    found, begin = [], 0
+    while begin < len(answer.data):
+        (size,) = _LENGTH.unpack_from(answer.data, begin)
+        begin += _LENGTH.size
+        found.append(kind.FromString(answer.data[begin : begin + size]))
+        begin += size
+    return found

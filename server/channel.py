@@ -1,0 +1,40 @@
+"""Limits that gRPC itself keeps: on connections, and on what comes in before a call is ours."""
+
+from server.config import ServerConfig
+
+_KEEPALIVE_MS = 30_000
+
+Option = tuple[str, int]
+
+
+def channel_options(config: ServerConfig) -> tuple[Option, ...]:
+    """Arguments of the port for calls.
+
+    What is too long is refused with RESOURCE_EXHAUSTED, a call too many on a connection waits at
+    the client; whatever else goes beyond a limit costs the connection.
+    """
+    return (
+        ("grpc.max_receive_message_length", config.max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        # Between the two, gRPC would refuse some calls by chance.
+        ("grpc.max_metadata_size", config.max_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", config.max_metadata_bytes),
+        ("grpc.max_concurrent_streams", config.max_streams),
+        ("grpc.max_allowed_incoming_connections", config.max_connections),
+        ("grpc.max_connection_idle_ms", _ms(config.max_idle_s)),
+        ("grpc.server_handshake_timeout_ms", _ms(config.handshake_s)),
+        # A client whose machine is gone sends no end: ask, and give its session back.
+        ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS // 2),
+        # Of pings between which no data goes out, two too soon are forgiven.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", _ms(config.min_ping_s)),
+        ("grpc.http2.max_ping_strikes", 2),
+        # Two servers on one port would each get some of the calls.
+        ("grpc.so_reuseport", 0),
+    )
+
+
+def _ms(seconds: float) -> int:
+    """In milliseconds, at least one; at most what gRPC's integers hold."""
+    return max(1, min(round(seconds * 1000), (1 << 31) - 1))

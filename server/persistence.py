@@ -1,0 +1,220 @@
+"""Between the engines' sessions and the store: what is kept before a call is answered."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from deqlm.v1 import common_pb2
+from server.engine.engine import Engine
+from server.engine.errors import SessionNotFound
+from server.engine.requests import Lease
+from server.engine.results import SessionView
+from server.engine.snapshots import Answer, Snapshot, unpack_tokens
+from server.errors import StoreUnavailable
+from server.store.base import Head, StoreError
+from server.store.blob import BlobError, Opened, read_head
+from server.store.keeper import Keeper
+
+T = TypeVar("T")
+Kept = common_pb2.Kept
+
+KEPT_ANSWERS = 8
+"""Answers to calls with idempotency keys that a session keeps."""
+_FLUSH_S = 10.0
+"""What a store gets at the end for what it has not taken yet."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Persistence:
+    """Keeps sessions, and brings them back.
+
+    Attributes:
+        keeper: of the store.
+        timeout_s: how long a call waits for it.
+        answer_bytes: most bytes of answers that a session keeps.
+        key: that exported sessions are signed with; None for none.
+    """
+
+    keeper: Keeper
+    timeout_s: float
+    answer_bytes: int
+    key: bytes | None = None
+    _engines: dict[str, Engine] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.keeper.on_saved = self._mark_saved
+
+    def adopt(self, engine: Engine, heads: Sequence[Head]) -> int:
+        """Has an engine's sessions be kept from now on, and those that the store has be its own.
+
+        Returns:
+            How many sessions the store had for it.
+        """
+        self._engines[engine.name] = engine
+        engine.memory.put_away = self._put_away
+        engine.memory.captures = self.keeper.outlives
+        engine.sessions.on_expired = self._drop
+        count = 0
+        for head in heads:
+            opened = _opened(head)
+            if opened is not None and opened.snapshot.model == engine.name:
+                count += self._add_away(engine, head, opened)
+        return count
+
+    def _add_away(self, engine: Engine, head: Head, opened: Opened) -> bool:
+        view = engine.sessions.add_away(
+            opened.snapshot, position=opened.position, last_token=opened.last_token
+        )
+        if view is None:
+            self._drop(head.session_id)
+            return False
+        self.keeper.note(head.session_id, head.size)
+        return True
+
+    @asynccontextmanager
+    async def leased(
+        self, engine: Engine, session_id: str | None, owner: str
+    ) -> AsyncIterator[Lease | None]:
+        """The right to work on a session, which is there to be continued; None without one.
+
+        Raises:
+            SessionNotFound, SessionBusy: as they are.
+            StoreUnavailable: it is in the store, which does not answer.
+        """
+        if session_id is None:
+            yield None
+            return
+        lease = engine.sessions.acquire(session_id, owner)
+        try:
+            if engine.sessions.is_away(lease):
+                await self._bring(engine, lease)
+            yield lease
+        finally:
+            engine.sessions.release(lease)
+
+    async def _bring(self, engine: Engine, lease: Lease) -> None:
+        try:
+            snapshot = await self._wait(self.keeper.load(lease.session_id))
+        except (StoreError, TimeoutError) as error:
+            raise StoreUnavailable(lease.session_id) from error
+        if snapshot is None:
+            _log.error("session %s is not in the store any more", lease.session_id)
+            raise SessionNotFound(lease.session_id)
+        if snapshot.fingerprint != engine.fingerprint and not fits(snapshot, engine):
+            _log.error("session %s has words that its model lacks now", lease.session_id)
+            raise SessionNotFound(lease.session_id)
+        engine.sessions.supply(lease, snapshot)
+
+    async def keep(
+        self,
+        engine: Engine,
+        lease: Lease | None,
+        view: SessionView | None,
+        answer: Answer | None = None,
+    ) -> Kept:
+        """Has the store take what a call has made of its session, if it keeps that.
+
+        Args:
+            engine: of the session.
+            lease: of the call.
+            view: the session after the commit; None where there was none.
+            answer: to be given to those who send the call again.
+        """
+        if lease is None or view is None or engine.sessions.is_private(lease):
+            return common_pb2.KEPT_UNSPECIFIED
+        snapshot = view.snapshot
+        if answer is not None:
+            answers = engine.sessions.add_answer(
+                lease, answer, max_bytes=self.answer_bytes, most=KEPT_ANSWERS
+            )
+            if snapshot is None and self.keeper.outlives:
+                snapshot = await self.capture(engine, lease.session_id)
+            elif snapshot is not None:
+                revision = snapshot.revision + 1
+                snapshot = replace(snapshot, answers=answers, revision=revision)
+        if snapshot is None:
+            return self._usually
+        return await self.save(snapshot)
+
+    async def store(self, engine: Engine, session_id: str) -> Kept:
+        """Has the store take a session as it is now, if it keeps sessions."""
+        if not self.keeper.outlives:
+            return common_pb2.KEPT_IN_MEMORY
+        snapshot = await self.capture(engine, session_id)
+        return common_pb2.KEPT_IN_STORE if snapshot is None else await self.save(snapshot)
+
+    async def capture(self, engine: Engine, session_id: str) -> Snapshot | None:
+        """All of a session as it is now; None where the store alone has it, or nobody."""
+        if not engine.alive:
+            future = await asyncio.to_thread(engine.capture, session_id)
+        else:
+            future = engine.capture(session_id)
+        return await asyncio.wrap_future(future)
+
+    async def save(self, snapshot: Snapshot) -> Kept:
+        """Has the store take a session."""
+        try:
+            is_stored = await self._wait(self.keeper.save(snapshot))
+        except TimeoutError:
+            is_stored = False
+        return self._kept(is_stored)
+
+    async def drop(self, session_id: str) -> Kept:
+        """Has the store forget a session."""
+        try:
+            is_stored = await self._wait(self.keeper.drop(session_id))
+        except TimeoutError:
+            is_stored = False
+        return self._kept(is_stored)
+
+    def close(self) -> None:
+        """Saves what is not saved, and lets go of the store; blocks. The engines are at rest."""
+        if self.keeper.outlives:
+            for engine in self._engines.values():
+                for session_id in engine.sessions.unsaved():
+                    snapshot = engine.capture(session_id).result()
+                    if snapshot is not None:
+                        self.keeper.save(snapshot)
+        if not self.keeper.close(timeout_s=_FLUSH_S):
+            _log.error("%d sessions could not be saved", self.keeper.waiting)
+
+    @property
+    def _usually(self) -> Kept:
+        """Where sessions are while the store is up."""
+        return common_pb2.KEPT_IN_STORE if self.keeper.outlives else common_pb2.KEPT_IN_MEMORY
+
+    def _kept(self, is_stored: bool) -> Kept:
+        return self._usually if is_stored else common_pb2.KEPT_IN_MEMORY
+
+    async def _wait(self, future: "Future[T]") -> T:
+        return await asyncio.wait_for(asyncio.wrap_future(future), self.timeout_s)
+
+    def _put_away(self, snapshot: Snapshot) -> None:
+        self.keeper.save(snapshot)
+
+    def _drop(self, session_id: str) -> None:
+        self.keeper.drop(session_id)
+
+    def _mark_saved(self, snapshot: Snapshot) -> None:
+        engine = self._engines.get(snapshot.model)
+        if engine is not None:
+            engine.sessions.mark_saved(snapshot.session_id, snapshot.revision)
+
+
+def fits(snapshot: Snapshot, engine: Engine) -> bool:
+    """Whether an engine's vocabulary has all of a session's tokens."""
+    return max(unpack_tokens(snapshot.tokens), default=0) < engine.config.n_token
+
+
+def _opened(head: Head) -> Opened | None:
+    try:
+        return read_head(head.head)
+    except BlobError as error:
+        _log.error("session %s in the store is damaged: %s", head.session_id, error)
+        return None

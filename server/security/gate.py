@@ -1,0 +1,105 @@
+"""Stands before every method of the port: asks who calls, and whether that may be."""
+
+import inspect
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import grpc
+
+from server.call import Call
+from server.security.access import Access, check_owner, check_rights, kind_of
+from server.security.counts import SecurityCounts
+from server.security.errors import SecurityError
+from server.security.options import SecurityOptions
+from server.security.principals import Principal
+from server.security.quotas import Meters
+from server.security.rights import needed
+
+_HEALTH = "/grpc.health.v1.Health/"
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Metadata = Iterable[tuple[str, str | bytes]]
+Refuse = Callable[[Call, Exception], Awaitable[None]]
+"""Ends a call with an error's status."""
+
+
+class Gate:
+    """Lets callers through, or raises a SecurityError, which is counted."""
+
+    def __init__(self, options: SecurityOptions, access: Access, counts: SecurityCounts) -> None:
+        """Ask ``access`` who callers are."""
+        self._options, self._access, self._counts = options, access, counts
+        self._meters = Meters(time.monotonic)
+
+    def look_at(self, metadata: Metadata) -> None:
+        """Turn a caller away before its message is read: it may be long. Raises Unauthenticated."""
+        try:
+            self._access.may_be_known(metadata)
+        except SecurityError as error:
+            self._counts.turned_away(kind_of(error))
+            raise
+
+    @contextmanager
+    def admitted(self, call: Call, path: str) -> Iterator[None]:
+        """A call to one of our methods, which belongs to its principal from now on.
+
+        Raises:
+            Unauthenticated, PermissionMissing, QuotaExceeded: as the error says.
+        """
+        self._admit(call, path)
+        with nullcontext() if call.meter is None else call.meter.running():
+            yield
+
+    def _admit(self, call: Call, path: str) -> None:
+        try:
+            principal = self._identify(call)
+            check_rights(principal, needed(path), call.method)
+            call.owner = check_owner(principal, call.owner)
+        except SecurityError as error:
+            self._counts.turned_away(kind_of(error))
+            raise
+        if principal.name:
+            call.principal, call.meter = principal, self._meters.of(principal)
+            call.sharer = f"owner {principal.name}"
+
+    def greet(self, call: Call) -> None:
+        """Let a call to somebody else's method through. Raises Unauthenticated."""
+        try:
+            self._identify(call)
+        except SecurityError as error:
+            self._counts.turned_away(kind_of(error))
+            raise
+
+    def is_open(self, path: str) -> bool:
+        """Whether nobody is asked who calls somebody else's method: health, reflection."""
+        is_told = path.startswith(_HEALTH) and self._options.open_health
+        return is_told or not self._access.is_asked
+
+    def _identify(self, call: Call) -> Principal:
+        context = call.context
+        metadata = context.invocation_metadata() or ()
+        return self._access.identify(metadata, context.auth_context(), context.peer())
+
+
+def before(behaviour: Any, method: str, greet: Callable[[Call], None], refuse: Refuse) -> Any:
+    """A method of somebody else's that asks first."""
+
+    async def is_welcome(context: Context) -> None:
+        call = Call.begin(context, method)
+        try:
+            greet(call)
+        except SecurityError as error:
+            await refuse(call, error)  # which raises
+
+    async def one(request: Any, context: Context) -> Any:
+        await is_welcome(context)
+        return await behaviour(request, context)
+
+    async def several(request: Any, context: Context) -> AsyncIterator[Any]:
+        await is_welcome(context)
+        async for answer in behaviour(request, context):
+            yield answer
+
+    return several if inspect.isasyncgenfunction(behaviour) else one

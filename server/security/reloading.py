@@ -1,0 +1,97 @@
+"""Files that say who may call and with what, read again when they change or somebody asks."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from server.security.counts import SecurityCounts
+from server.security.errors import SecurityFileError
+
+LOOK_S = 1.0
+"""How often files are looked at. A change counts once it is as old, so that it is whole."""
+
+_log = logging.getLogger(__name__)
+
+_Signature = tuple[object, ...]
+
+
+class Reloadable(Protocol):
+    """Something that comes from files."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Where it comes from."""
+
+    def reload(self) -> None:
+        """Read it anew; raises SecurityFileError and stays as it is if that cannot be."""
+
+
+class Reloader:
+    """Reads things anew, and tells what came of it."""
+
+    def __init__(
+        self,
+        things: Sequence[tuple[str, Reloadable]],
+        counts: SecurityCounts,
+        *,
+        look_s: float = LOOK_S,
+    ) -> None:
+        """Look after things by name.
+
+        Args:
+            things: those that have been read just now.
+            counts: of what has been read.
+            look_s: seconds between two looks.
+        """
+        self._things = tuple(things)
+        self._counts = counts
+        self._look_s = look_s
+        self._read = [_signature(thing) for _, thing in things]
+        self._seen = list(self._read)
+
+    async def run(self) -> None:
+        """Look for ever."""
+        while self._things:
+            await asyncio.sleep(self._look_s)
+            self.look()
+
+    def look(self) -> None:
+        """Read what has changed before the last look, and not since."""
+        for index, (name, thing) in enumerate(self._things):
+            seen = _signature(thing)
+            is_quiet = seen == self._seen[index]
+            self._seen[index] = seen
+            if is_quiet and seen != self._read[index]:
+                self._reload(index, name, thing)
+
+    def reload(self) -> None:
+        """Read everything now."""
+        for index, (name, thing) in enumerate(self._things):
+            self._reload(index, name, thing)
+
+    def _reload(self, index: int, name: str, thing: Reloadable) -> None:
+        # Before it is read: a change meanwhile is one that the next look finds.
+        self._read[index] = self._seen[index] = _signature(thing)
+        try:
+            thing.reload()
+        except SecurityFileError as error:
+            _log.error("%s stay as they were: %s", name, error)
+            self._counts.reloaded(name, is_done=False)
+        else:
+            _log.info("%s have been read anew", name)
+            self._counts.reloaded(name, is_done=True)
+
+
+def _signature(thing: Reloadable) -> _Signature:
+    """What changes when a file does: also where another one takes its place."""
+    return tuple(_of(path) for path in thing.files)
+
+
+def _of(path: Path) -> _Signature:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        return (error.errno,)
+    return (stat.st_ino, stat.st_size, stat.st_mtime_ns)

@@ -1,0 +1,1 @@
+"""Where sessions are kept away from the device: no gRPC, no torch."""

@@ -1,0 +1,312 @@
+"""Brings sessions to a store and back on a thread of its own, whatever the store is doing.
+
+What a store has not taken yet is held here and tried again, so that a store that is down costs
+durability and nothing else: sessions go on, and are told as held in memory.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from server.engine.snapshots import Snapshot
+from server.store.base import Entry, SessionStore, StoreError
+from server.store.blob import BlobError, read_blob, write_blob, write_head
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+_MOST_ENTRIES = 64
+"""Of one transaction."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
+"""Before the store is tried again."""
+
+
+class StoreObserver(Protocol):
+    """Told what the store does; called on the keeper's thread."""
+
+    def store_called(self, operation: str, seconds: float, *, failed: bool) -> None:
+        """A ``read`` or ``write`` took so long."""
+
+
+class Unwatched:
+    """Looks away."""
+
+    def store_called(self, operation: str, seconds: float, *, failed: bool) -> None:
+        """Ignores it."""
+
+
+@dataclass(slots=True)
+class _Write:
+    """What is to be written of a session, and who waits for that.
+
+    ``snapshot`` is None where it is to be dropped.
+    """
+
+    snapshot: Snapshot | None
+    waiting: list["Future[bool]"] = field(default_factory=list)
+
+
+class Keeper:
+    """Writes, reads and drops sessions. Thread-safe.
+
+    Attributes:
+        on_saved: told of each snapshot that the store has; called on the keeper's thread.
+    """
+
+    def __init__(
+        self,
+        store: SessionStore,
+        *,
+        timeout_s: float,
+        observer: StoreObserver | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Starts the thread.
+
+        Args:
+            store: the keeper's own from now on.
+            timeout_s: a store that has been busy with one thing for so long counts as down.
+            observer: told what the store does.
+            monotonic: clock.
+        """
+        self._store, self._timeout_s = store, timeout_s
+        self._observer = observer or Unwatched()
+        self._monotonic = monotonic
+        self.on_saved: Callable[[Snapshot], None] = lambda snapshot: None
+        self._wake = threading.Condition()
+        self._writes: dict[str, _Write] = {}
+        self._reads: deque[tuple[str, Future[Snapshot | None]]] = deque()
+        self._sizes: dict[str, int] = {}
+        self._is_failing = False
+        self._busy_since: float | None = None
+        self._pause_s = _FIRST_PAUSE_S
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="session-store", daemon=True)
+        self._thread.start()
+
+    @property
+    def outlives(self) -> bool:
+        """Whether what is stored is there after the end of the process."""
+        return self._store.outlives
+
+    @property
+    def label(self) -> str:
+        """Which store it is, without secrets."""
+        return self._store.label
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the store does what it is asked, in time."""
+        busy_since = self._busy_since
+        is_slow = busy_since is not None and self._monotonic() - busy_since > self._timeout_s
+        return not (self._is_failing or is_slow)
+
+    @property
+    def stored(self) -> tuple[int, int]:
+        """Sessions that the store has, and their bytes."""
+        sizes = list(self._sizes.values())
+        return len(sizes), sum(sizes)
+
+    @property
+    def waiting(self) -> int:
+        """Sessions of which the store lacks the last word."""
+        return len(self._writes)
+
+    def note(self, session_id: str, size: int) -> None:
+        """The store has had an entry of so many bytes since before the start."""
+        self._sizes[session_id] = size
+
+    def save(self, snapshot: Snapshot) -> "Future[bool]":
+        """Has the store take a session, unless it has a later revision already.
+
+        Returns:
+            Whether the store has it. While the store is down that is False at once; it gets the
+            session as soon as it is back all the same.
+        """
+        return self._enqueue(snapshot.session_id, snapshot)
+
+    def drop(self, session_id: str) -> "Future[bool]":
+        """Has the store forget a session; as ``save``."""
+        return self._enqueue(session_id, None)
+
+    def load(self, session_id: str) -> "Future[Snapshot | None]":
+        """A session as it was saved last; None where there is none, or its bytes are damaged.
+
+        The future raises StoreError while the store is down and has what is wanted.
+        """
+        future: Future[Snapshot | None] = _uncancellable()
+        with self._wake:
+            write = self._writes.get(session_id)
+            if write is not None:
+                future.set_result(write.snapshot)
+            elif self._closing:
+                future.set_exception(StoreError(f"{self.label} is closed"))
+            else:
+                self._reads.append((session_id, future))
+                self._wake.notify()
+        return future
+
+    def close(self, *, timeout_s: float) -> bool:
+        """Writes what waits, for so long at most, and closes the store; whether all is written."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join(timeout_s)
+        with self._wake:
+            return not self._writes
+
+    def _enqueue(self, session_id: str, snapshot: Snapshot | None) -> "Future[bool]":
+        future: Future[bool] = _uncancellable()
+        with self._wake:
+            write = self._writes.setdefault(session_id, _Write(snapshot))
+            before = write.snapshot
+            if snapshot is None or before is None or before.revision <= snapshot.revision:
+                write.snapshot = snapshot
+            if self.is_up and not self._closing:
+                write.waiting.append(future)
+            else:
+                future.set_result(False)
+            self._wake.notify()
+        return future
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                # A store that failed to read is asked again even if nobody wants anything.
+                self._wake.wait_for(
+                    lambda: self._reads or self._writes or self._closing,
+                    timeout=_LONGEST_PAUSE_S if self._is_failing else None,
+                )
+                if self._closing and not self._writes:
+                    break
+                if not (self._reads or self._writes):
+                    self._reads.append(("", _uncancellable()))
+                reads, self._reads = self._reads, deque()
+                writes = dict(list(self._writes.items())[:_MOST_ENTRIES])
+                due = {key: write.snapshot for key, write in writes.items()}
+            for session_id, future in reads:
+                self._read(session_id, future)
+            if due and not self._write(due):
+                if self._closing:
+                    break  # whatever it was, there is no time for more
+                self._rest()
+        self._refuse_reads()
+        self._store.close()
+
+    def _rest(self) -> None:
+        """Waits before writing again; who wants to read meanwhile has it tried now."""
+        until = self._monotonic() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        while True:
+            with self._wake:
+                left = until - self._monotonic()
+                if left <= 0 or self._closing:
+                    return
+                self._wake.wait_for(lambda: self._reads or self._closing, timeout=left)
+                reads, self._reads = self._reads, deque()
+            for session_id, future in reads:
+                self._read(session_id, future)
+
+    def _write(self, due: dict[str, Snapshot | None]) -> bool:
+        entries, deleted = [], []
+        for session_id, snapshot in due.items():
+            if snapshot is None:
+                deleted.append(session_id)
+            else:
+                entries.append(Entry(session_id, write_head(snapshot), write_blob(snapshot)))
+        try:
+            with self._timed("write"):
+                self._store.write(entries, deleted)
+        except Exception as error:  # whatever it is, sessions must go on
+            self._note_failure(error)
+            self._answer(due, is_stored=False)
+            return False
+        self._note_success()
+        for entry in entries:
+            self._sizes[entry.session_id] = len(entry.body)
+        for session_id in deleted:
+            self._sizes.pop(session_id, None)
+        for snapshot in due.values():
+            if snapshot is not None:
+                self.on_saved(snapshot)
+        self._answer(due, is_stored=True)
+        return True
+
+    def _answer(self, due: dict[str, Snapshot | None], *, is_stored: bool) -> None:
+        """Tells those who wait; what was replaced meanwhile is written, and told, again."""
+        told: list[Future[bool]] = []
+        with self._wake:
+            for session_id, snapshot in due.items():
+                write = self._writes[session_id]
+                if is_stored and write.snapshot is snapshot:
+                    del self._writes[session_id]
+                if not is_stored or write.snapshot is snapshot:
+                    told += write.waiting
+                    write.waiting = []
+        for future in told:
+            future.set_result(is_stored)
+
+    def _read(self, session_id: str, future: "Future[Snapshot | None]") -> None:
+        try:
+            with self._timed("read"):
+                body = self._store.read(session_id)
+        except Exception as error:
+            self._note_failure(error)
+            future.set_exception(StoreError(f"{self.label} is not available"))
+            return
+        if not self._writes:  # one that reads, but does not write, is not back
+            self._note_success()
+        try:
+            future.set_result(None if body is None else self._opened(session_id, body))
+        except BlobError as error:
+            _log.error("session %s is damaged in %s: %s", session_id, self.label, error)
+            future.set_result(None)
+
+    def _opened(self, session_id: str, body: bytes) -> Snapshot:
+        opened = read_blob(body)
+        if opened.damage is not None:
+            _log.warning("session %s in %s: %s", session_id, self.label, opened.damage)
+        if opened.snapshot.session_id != session_id:
+            raise BlobError("it is another session's")
+        return opened.snapshot
+
+    @contextmanager
+    def _timed(self, operation: str) -> Iterator[None]:
+        begun = self._busy_since = self._monotonic()
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            self._busy_since = None
+            self._observer.store_called(operation, self._monotonic() - begun, failed=failed)
+
+    def _note_failure(self, error: Exception) -> None:
+        if not self._is_failing:
+            _log.error("session store fails, sessions are held in memory meanwhile: %s", error)
+        self._is_failing = True
+
+    def _note_success(self) -> None:
+        if self._is_failing:
+            _log.warning("session store %s is back", self.label)
+        self._is_failing, self._pause_s = False, _FIRST_PAUSE_S
+
+    def _refuse_reads(self) -> None:
+        with self._wake:
+            reads, self._reads = self._reads, deque()
+        for _, future in reads:
+            future.set_exception(StoreError(f"{self.label} is closed"))
+
+
+def _uncancellable() -> "Future[T]":
+    """A future that whoever waits for it cannot cancel: the work goes on without them."""
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()
+    return future

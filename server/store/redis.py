@@ -1,0 +1,97 @@
+"""Sessions in Redis: how long they last is up to its own configuration."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from server.store.base import Entry, Head, StoreError, StoreOpenError
+
+_CHUNK = 500
+"""Heads that are read at once."""
+
+
+class RedisStore:
+    """A hash ``deqlm:session:ID`` for each session, and the set ``deqlm:sessions`` of all ids."""
+
+    outlives = True
+
+    def __init__(self, url: str, *, timeout_s: float = 2.0, prefix: str = "deqlm:") -> None:
+        """Connects.
+
+        Raises:
+            StoreOpenError: the URL is none, or nobody answers there.
+        """
+        import redis  # takes a while, and most servers do without
+
+        self._error = redis.RedisError
+        self._prefix = prefix
+        try:
+            # A call waits this long in all: nothing is tried again behind its back.
+            self._redis: Any = redis.Redis.from_url(
+                url,
+                socket_timeout=timeout_s,
+                socket_connect_timeout=timeout_s,
+                retry=None,
+            )
+            options = self._redis.connection_pool.connection_kwargs
+            self.label = "redis {}:{}/{}".format(
+                options.get("host", options.get("path", "?")),
+                options.get("port", ""),
+                options.get("db", 0),
+            )
+            self._redis.ping()
+        except (redis.RedisError, ValueError) as error:
+            label = getattr(self, "label", "redis")
+            raise StoreOpenError(f"cannot open {label}: {error}") from error
+
+    def write(self, entries: Sequence[Entry], deleted: Sequence[str]) -> None:
+        """Keeps and drops entries in one transaction."""
+        try:
+            with self._redis.pipeline(transaction=True) as pipe:
+                for entry in entries:
+                    mapping = {"head": entry.head, "body": entry.body}
+                    pipe.hset(self._key(entry.session_id), mapping=mapping)
+                    pipe.sadd(self._index, entry.session_id)
+                for session_id in deleted:
+                    pipe.delete(self._key(session_id))
+                    pipe.srem(self._index, session_id)
+                pipe.execute()
+        except self._error as error:
+            raise StoreError(f"{self.label}: {error}") from error
+
+    def read(self, session_id: str) -> bytes | None:
+        """The body of an entry."""
+        try:
+            body: bytes | None = self._redis.hget(self._key(session_id), "body")
+        except self._error as error:
+            raise StoreError(f"{self.label}: {error}") from error
+        return body
+
+    def heads(self) -> Iterator[Head]:
+        """All entries."""
+        try:
+            ids = sorted(raw.decode("utf-8") for raw in self._redis.smembers(self._index))
+            for begin in range(0, len(ids), _CHUNK):
+                yield from self._some_heads(ids[begin : begin + _CHUNK])
+        except self._error as error:
+            raise StoreError(f"{self.label}: {error}") from error
+
+    def _some_heads(self, ids: Sequence[str]) -> Iterator[Head]:
+        with self._redis.pipeline(transaction=False) as pipe:
+            for session_id in ids:
+                pipe.hget(self._key(session_id), "head")
+                pipe.hstrlen(self._key(session_id), "body")
+            found = pipe.execute()
+        for session_id, head, size in zip(ids, found[::2], found[1::2], strict=True):
+            if head is not None:
+                yield Head(session_id, head, size)
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._redis.close()
+
+    @property
+    def _index(self) -> str:
+        return f"{self._prefix}sessions"
+
+    def _key(self, session_id: str) -> str:
+        return f"{self._prefix}session:{session_id}"

@@ -1,0 +1,275 @@
+"""The table of sessions against a dictionary: every call, two owners, clocks that also go back."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from server.engine.errors import SessionBusy, SessionLimit, SessionNotFound
+from server.engine.requests import Lease
+from server.engine.results import SessionView, Totals
+from server.engine.sessions import Base, SessionTable
+from server.engine.slots import SlotPool
+from server.engine.solve import Solve
+
+MAX_SESSIONS, SLOTS = 4, 6
+OWNERS = st.sampled_from(("ann", "bob"))
+TTLS = st.sampled_from((5.0, 1e6, 1e9))
+
+
+@dataclass
+class Expected:
+    """A session as the model knows it; ``last_used`` is of the monotonic clock."""
+
+    owner: str
+    ttl_s: float
+    last_used: float
+    created: float
+    used: float
+    slot: int | None = None
+    position: int = 0
+    lease: Lease | None = None
+
+
+class Sessions(RuleBasedStateMachine):
+    """Random calls; after each, sessions, leases and the holders of every slot add up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = SlotPool(SLOTS)
+        self.now, self.wall = 1000.0, 5000.0
+        self.table = SessionTable(
+            self.pool,
+            max_sessions=MAX_SESSIONS,
+            session_bytes=100,
+            monotonic=lambda: self.now,
+            wall=lambda: self.wall,
+        )
+        self.live: dict[str, Expected] = {}
+        self.gone: list[str] = []
+        self.over: list[Lease] = []
+        self.bases: list[Base] = []
+
+    # What the model says
+
+    def expire(self) -> None:
+        for session_id, session in list(self.live.items()):
+            if session.lease is None and self.now - session.last_used > session.ttl_s:
+                self.drop(session_id)
+
+    def drop(self, session_id: str) -> None:
+        del self.live[session_id]
+        self.gone.append(session_id)
+
+    def touch(self, session: Expected) -> None:
+        session.last_used, session.used = self.now, self.wall
+
+    def error(self, session_id: str, owner: str, *, may_be_busy: bool) -> type[Exception] | None:
+        """What a call on a session must raise."""
+        self.expire()
+        session = self.live.get(session_id)
+        if session is None or session.owner != owner:
+            return SessionNotFound
+        return SessionBusy if session.lease and not may_be_busy else None
+
+    def check_view(self, view: SessionView, session: Expected) -> None:
+        assert (view.owner, view.position, view.ttl_s, view.busy) == (
+            session.owner,
+            session.position,
+            session.ttl_s,
+            session.lease is not None,
+        )
+        assert (view.create_time, view.last_used_time) == (session.created, session.used)
+        assert view.expire_time == session.used + session.ttl_s
+        assert view.memory_bytes == (100 if session.slot is not None else 0)
+
+    def any_id(self, data: st.DataObject) -> tuple[str, str]:
+        """A session and who asks for it: mostly one that is there, and its owner."""
+        owned = [(session_id, session.owner) for session_id, session in self.live.items()]
+        other = st.tuples(st.sampled_from([*self.live, *self.gone, "made up"]), OWNERS)
+        if not owned:
+            return data.draw(other)
+        right = st.sampled_from(owned)
+        return data.draw(st.one_of(right, right, right, other))
+
+    def any_lease(self, data: st.DataObject) -> Lease | None:
+        """A lease that holds, or one that is over."""
+        held = [s.lease for s in self.live.values() if s.lease]
+        leases = held + self.over
+        return data.draw(st.sampled_from(leases)) if leases else None
+
+    def holder(self, lease: Lease) -> Expected | None:
+        session = self.live.get(lease.session_id)
+        return session if session and session.lease == lease else None
+
+    # Calls
+
+    @rule(owner=OWNERS, ttl_s=TTLS)
+    def create(self, owner: str, ttl_s: float) -> None:
+        self.expire()
+        if len(self.live) == MAX_SESSIONS:
+            with pytest.raises(SessionLimit, match=f"at most {MAX_SESSIONS}"):
+                self.table.create(owner=owner, ttl_s=ttl_s, solve=Solve())
+            return
+        view = self.table.create(owner=owner, ttl_s=ttl_s, solve=Solve())
+        assert view.session_id not in self.live
+        assert view.session_id not in self.gone
+        self.live[view.session_id] = Expected(owner, ttl_s, self.now, self.wall, self.wall)
+        self.check_view(view, self.live[view.session_id])
+
+    @rule(data=st.data())
+    def get(self, data: st.DataObject) -> None:
+        session_id, owner = self.any_id(data)
+        error = self.error(session_id, owner, may_be_busy=True)
+        if error:
+            with pytest.raises(error, match=session_id):
+                self.table.get(session_id, owner)
+        else:
+            self.check_view(self.table.get(session_id, owner), self.live[session_id])
+
+    @rule(owner=OWNERS)
+    def list(self, owner: str) -> None:
+        self.expire()
+        found = [view.session_id for view in self.table.list(owner)]
+        assert found == [key for key, session in self.live.items() if session.owner == owner]
+
+    @rule(data=st.data(), ttl_s=st.none() | TTLS)
+    def fork(self, data: st.DataObject, ttl_s: float | None) -> None:
+        origin, owner = self.any_id(data)
+        error = self.error(origin, owner, may_be_busy=False)
+        if error is None and len(self.live) == MAX_SESSIONS:
+            error = SessionLimit
+        if error:
+            with pytest.raises(error):
+                self.table.fork(origin, owner, ttl_s=ttl_s)
+            return
+        view, source = self.table.fork(origin, owner, ttl_s=ttl_s), self.live[origin]
+        self.live[view.session_id] = Expected(
+            owner,
+            source.ttl_s if ttl_s is None else ttl_s,
+            self.now,
+            self.wall,
+            self.wall,
+            slot=source.slot,
+            position=source.position,
+        )
+        self.check_view(view, self.live[view.session_id])
+
+    @rule(data=st.data())
+    def delete(self, data: st.DataObject) -> None:
+        session_id, owner = self.any_id(data)
+        error = self.error(session_id, owner, may_be_busy=False)
+        if error:
+            with pytest.raises(error):
+                self.table.delete(session_id, owner)
+        else:
+            self.table.delete(session_id, owner)
+            self.drop(session_id)
+
+    @rule(data=st.data())
+    def acquire(self, data: st.DataObject) -> None:
+        session_id, owner = self.any_id(data)
+        error = self.error(session_id, owner, may_be_busy=False)
+        if error:
+            with pytest.raises(error):
+                self.table.acquire(session_id, owner)
+        else:
+            lease = self.table.acquire(session_id, owner)
+            assert lease not in self.over
+            self.live[session_id].lease = lease
+            self.touch(self.live[session_id])
+
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        """Also leases that are over, which changes nothing."""
+        lease = self.any_lease(data)
+        if lease is None:
+            return
+        self.table.release(lease)
+        session = self.holder(lease)
+        if session:
+            session.lease = None
+            self.touch(session)
+            self.over.append(lease)
+
+    @rule(data=st.data())
+    def take_base(self, data: st.DataObject) -> None:
+        lease = self.any_lease(data)
+        if lease is None:
+            return
+        base, session = self.table.base(lease), self.holder(lease)
+        if session is None:
+            assert base is None
+            return
+        assert base is not None
+        assert (base.slot, base.position) == (session.slot, session.position)
+        self.bases.append(base)
+
+    @precondition(lambda self: self.bases)
+    @rule(data=st.data())
+    def drop_base(self, data: st.DataObject) -> None:
+        base = self.bases.pop(data.draw(st.integers(0, len(self.bases) - 1)))
+        if base.slot is not None:
+            self.pool.release(base.slot)
+
+    @rule(data=st.data(), more=st.integers(1, 5))
+    def commit(self, data: st.DataObject, more: int) -> None:
+        """Also with leases that are over: then the slot stays the caller's."""
+        lease = self.any_lease(data)
+        slot = self.pool.acquire() if lease else None
+        if lease is None or slot is None:
+            assert lease is None or self.pool.used == SLOTS
+            return
+        session = self.holder(lease)
+        position = more + (session.position if session else 0)
+        view = self.table.commit(
+            lease, slot=slot, position=position, totals=Totals(position, -1.0), last_token=1
+        )
+        if session is None:
+            assert view is None
+            self.pool.release(slot)
+            return
+        session.slot, session.position = slot, position
+        self.touch(session)
+        assert view is not None
+        self.check_view(view, session)
+
+    @rule()
+    def expire_now(self) -> None:
+        before = len(self.live)
+        self.expire()
+        assert self.table.expire() == before - len(self.live)
+
+    @rule(seconds=st.sampled_from((-30.0, 0.0, 1.0, 6.0, 60.0)), wall=st.floats(-1e6, 1e6))
+    def turn_clocks(self, seconds: float, wall: float) -> None:
+        self.now += seconds
+        self.wall += wall
+
+    # What holds at every time
+
+    @invariant()
+    def adds_up(self) -> None:
+        assert len(self.table) == len(self.live)
+        holders = Counter(s.slot for s in self.live.values() if s.slot is not None)
+        assert self.table.holding() == len(holders)
+        holders += Counter(base.slot for base in self.bases if base.slot is not None)
+        assert self.pool._holders == [holders[slot] for slot in range(SLOTS)]
+        assert self.pool.used == len(holders)
+
+    def teardown(self) -> None:
+        for base in self.bases:
+            if base.slot is not None:
+                self.pool.release(base.slot)
+        for session in self.live.values():
+            if session.lease:
+                self.table.release(session.lease)
+        self.now += 2e9
+        self.table.expire()
+        assert (len(self.table), self.pool.used) == (0, 0)
+
+
+TestSessions = Sessions.TestCase
+TestSessions.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)

@@ -1,0 +1,226 @@
+"""Stores of sessions, each against a dictionary; the blobs that they hold."""
+
+import dataclasses
+import math
+import os
+import socket
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.engine.results import Totals
+from server.engine.snapshots import Answer, Snapshot, States, pack_tokens, unpack_tokens
+from server.engine.solve import Solve, Solved
+from server.store.base import Entry, SessionStore, StoreError, StoreOpenError
+from server.store.blob import BlobError, read_blob, read_head, write_blob, write_head
+from server.store.memory import MemoryStore
+from server.store.opening import open_store
+from server.store.sqlite import SQLiteStore
+
+
+def make_snapshot(tokens: int = 5, **changes: object) -> Snapshot:
+    rows, d_model = tokens + 1, 4
+    values: dict[str, object] = {
+        "session_id": "ab12",
+        "model": "tiny",
+        "fingerprint": "f00d",
+        "owner": "ann",
+        "ttl_s": 60.0,
+        "solve": Solve(tol=1e-3, max_nfe=40),
+        "create_time": 10.0,
+        "last_used_time": 20.0,
+        "revision": 7,
+        "totals": Totals(tokens, -12.5),
+        "tokens": pack_tokens(list(range(tokens))),
+        "states": States(
+            "float32", rows, d_model, os.urandom(4 * rows * d_model), Solved(9, 1e-4, "converged")
+        ),
+        "answers": (Answer("k", b"digest", b"answer"), Answer("l", b"other", None)),
+    }
+    return Snapshot(**{**values, **changes})  # type: ignore[arg-type]
+
+
+class TestBlob:
+    """What is written is read, and nothing else."""
+
+    @pytest.mark.parametrize("key", [None, b"a key of some length"])
+    def test_there_and_back(self, key: bytes | None) -> None:
+        snapshot = make_snapshot()
+        opened = read_blob(write_blob(snapshot, key=key), key=key, strict=True)
+        assert opened.snapshot == snapshot
+        assert (opened.position, opened.last_token, opened.damage) == (5, 4, None)
+
+    def test_an_infinite_residual_and_no_states(self) -> None:
+        states = make_snapshot().states
+        assert states is not None
+        never = dataclasses.replace(states, solved=Solved(3, math.inf, "nonfinite"))
+        for snapshot in (make_snapshot(states=never), make_snapshot(0, states=None, answers=())):
+            assert read_blob(write_blob(snapshot)).snapshot == snapshot
+
+    def test_a_head_has_all_but_the_content(self) -> None:
+        snapshot = make_snapshot()
+        opened = read_head(write_head(snapshot))
+        bare = dataclasses.replace(snapshot, tokens=b"", states=None, answers=())
+        assert opened.snapshot == bare
+        assert (opened.position, opened.last_token) == (5, 4)
+
+    def test_damaged_states_cost_the_states_alone(self) -> None:
+        snapshot = make_snapshot()
+        assert snapshot.states is not None
+        blob = bytearray(write_blob(snapshot))
+        blob[blob.index(snapshot.states.data)] ^= 1
+        opened = read_blob(bytes(blob))
+        assert opened.snapshot == dataclasses.replace(snapshot, states=None)
+        assert opened.damage == "states damaged"
+        with pytest.raises(BlobError, match="states do not have the digest"):
+            read_blob(bytes(blob), strict=True)
+
+    @given(st.data())
+    def test_any_changed_byte_is_noticed(self, data: st.DataObject) -> None:
+        blob = bytearray(write_blob(make_snapshot()))
+        at = data.draw(st.integers(0, len(blob) - 1))
+        blob[at] ^= data.draw(st.integers(1, 255))
+        with pytest.raises(BlobError):
+            read_blob(bytes(blob), strict=True)
+
+    @given(st.binary(max_size=300), st.booleans())
+    def test_any_other_bytes_are_refused(self, noise: bytes, looks_right: bool) -> None:
+        with pytest.raises(BlobError):
+            read_blob((write_blob(make_snapshot())[:16] if looks_right else b"") + noise)
+
+    @pytest.mark.parametrize("length", [0, 10, 47, 100, -1])
+    def test_a_part_is_refused(self, length: int) -> None:
+        with pytest.raises(BlobError):
+            read_blob(write_blob(make_snapshot())[:length])
+
+    def test_signatures(self) -> None:
+        key = b"a key of some length"
+        plain, signed = write_blob(make_snapshot()), write_blob(make_snapshot(), key=key)
+        with pytest.raises(BlobError, match="must be signed, and is not"):
+            read_blob(plain, key=key)
+        with pytest.raises(BlobError, match="there is no key"):
+            read_blob(signed)
+        with pytest.raises(BlobError, match="signature is wrong"):
+            read_blob(signed, key=b"another key, as long")
+
+    def test_exports_have_no_answers(self) -> None:
+        assert read_blob(write_blob(make_snapshot(), answers=False)).snapshot.answers == ()
+
+    @given(st.lists(st.integers(0, 2**32 - 1)))
+    def test_tokens(self, tokens: list[int]) -> None:
+        assert unpack_tokens(pack_tokens(tokens)) == tokens
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis"])
+def make_store(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[Callable[[], SessionStore]]:
+    """Opens a store; again, for what it has kept, where it outlives its process."""
+    opened: list[SessionStore] = []
+    if request.param == "redis":
+        redis = request.getfixturevalue("redis_server")
+        name = redis.url
+    else:
+        name = {"memory": "memory", "sqlite": f"sqlite:{tmp_path / 'sessions.db'}"}[request.param]
+
+    def make() -> SessionStore:
+        for store in opened:
+            store.close()
+        opened.append(open_store(name, sync="normal", timeout_s=2.0))
+        return opened[-1]
+
+    yield make
+    for store in opened:
+        store.close()
+
+
+def test_a_store_keeps_what_it_is_given(make_store: Callable[[], SessionStore]) -> None:
+    store = make_store()
+    first, second = Entry("a", b"head a", b"body a" * 1000), Entry("b", b"head b", b"")
+    store.write([first, second], [])
+    store.write([Entry("c", b"h", b"x")], [])
+    store.write([dataclasses.replace(second, body=b"new")], ["c", "never there"])
+    if store.outlives:
+        store = make_store()
+    found = {head.session_id: (head.head, head.size) for head in store.heads()}
+    assert found == {"a": (b"head a", 6000), "b": (b"head b", 3)}
+    assert store.read("a") == first.body
+    assert store.read("b") == b"new"
+    assert store.read("c") is None
+
+
+class TestSQLite:
+    def test_a_file_belongs_to_one_process(self, tmp_path: Path) -> None:
+        store = SQLiteStore(tmp_path / "sessions.db", timeout_s=0.1)
+        store.write([Entry("a", b"h", b"b")], [])
+        with pytest.raises(StoreOpenError, match=r"sessions\.db: database is locked"):
+            SQLiteStore(tmp_path / "sessions.db", timeout_s=0.1)
+        store.close()
+
+    def test_it_is_its_owners_alone(self, tmp_path: Path) -> None:
+        SQLiteStore(tmp_path / "sessions.db").close()
+        assert (tmp_path / "sessions.db").stat().st_mode & 0o077 == 0
+
+    def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
+        with pytest.raises(StoreOpenError, match="No such file"):
+            SQLiteStore(tmp_path / "no" / "sessions.db")
+
+    @pytest.mark.parametrize("content", ["other", "newer", "noise"])
+    def test_other_files_are_left_alone(self, tmp_path: Path, content: str) -> None:
+        path = tmp_path / "sessions.db"
+        if content == "noise":
+            path.write_bytes(b"no database at all" * 100)
+        else:
+            with sqlite3.connect(path) as db:
+                db.execute("CREATE TABLE users (name TEXT)")
+                if content == "newer":
+                    db.execute("PRAGMA user_version = 2")
+            db.close()
+        before = path.read_bytes()
+        with pytest.raises(StoreOpenError, match=r"sessions\.db"):
+            SQLiteStore(path)
+        assert path.read_bytes()[100:] == before[100:], "another program's file was changed"
+
+    def test_it_goes_on_after_a_failure(self, tmp_path: Path) -> None:
+        path = tmp_path / "sessions.db"
+        store = SQLiteStore(path)
+        store.write([Entry("a", b"h", b"b")], [])
+        hidden = tmp_path / "hidden"
+        path.rename(hidden)
+        path.mkdir()
+        store._forget_connection()
+        with pytest.raises(StoreError):
+            store.write([Entry("a", b"h", b"c")], [])
+        path.rmdir()
+        hidden.rename(path)
+        store.write([Entry("a", b"h", b"d")], [])
+        assert store.read("a") == b"d"
+        store.close()
+
+
+def test_memory_ends_with_the_process() -> None:
+    assert not MemoryStore().outlives
+
+
+def test_redis_that_is_not_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(StoreOpenError, match=f"cannot open redis 127.0.0.1:{port}/0") as caught:
+        open_store(f"redis://:secret@127.0.0.1:{port}/0", sync="normal", timeout_s=0.5)
+    assert "secret" not in str(caught.value)
+
+
+def test_redis_that_is_gone(redis_server) -> None:
+    store = open_store(redis_server.url, sync="normal", timeout_s=0.5)
+    store.write([Entry("a", b"h", b"b")], [])
+    redis_server.stop()
+    with pytest.raises(StoreError, match="redis 127"):
+        store.write([Entry("a", b"h", b"c")], [])
+    redis_server.start()
+    store.write([Entry("a", b"h", b"c")], [])
+    assert store.read("a") == b"c"
+    store.close()
