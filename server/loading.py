@@ -11,6 +11,7 @@ from deq_model.config import ModelConfig
 from deq_model.devices import find_device
 from deq_model.errors import CheckpointError
 from deq_model.int8_feed_forward import has_int8
+from deq_model.native.library import find
 from deq_model.products import has_kernel
 from deq_model.warm_start import load_warm_start
 from server.config import ModelSource, ServerConfig, ServerConfigError
@@ -73,6 +74,11 @@ def load_engine(source: ModelSource, config: ServerConfig, observer: Observer) -
             f"{config.max_batch_tokens}: it does not"
         ) from error
     engine.start()
+    if device.type == "cpu" and find("attend") is None:
+        _log.warning(
+            "without the kernels in C calls of f take longer: install deqlm where there is a C "
+            "compiler"
+        )
     _log.info(
         "loaded model %s: %s parameters, %s%s on %s, solves begin at %s, in %.1f s",
         source.name,
