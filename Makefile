@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo lint format proto slow accuracy bench bench-training lock clean
+.PHONY: help setup test demo lint format proto slow fuzz accuracy bench bench-training lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -37,6 +37,11 @@ proto: $(INSTALLED) ## generate the gRPC stubs that are out of date
 slow: setup ## the tests that take longer
 	scripts/redis
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+fuzz: setup ## try every decoder of bytes: COUNT=1000000 SEED=0 ENGINE=coverage|chance ONLY=part of a name
+	@$(PIP) --require-hashes -r requirements/fuzz.txt || echo "Atheris cannot be had here: inputs by chance"
+	$(BIN)/python -m tests.fuzz --count $(or $(COUNT),1000000) --seed $(or $(SEED),0) \
+		$(if $(ENGINE),--engine $(ENGINE)) $(if $(ONLY),--only "$(ONLY)")
 
 accuracy: setup ## what tolerance, number format and cutting cost the default model
 	$(BIN)/python -m benchmarks.accuracy models/shakespeare-ift data/corpus/test.txt.xz

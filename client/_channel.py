@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import grpc
@@ -39,7 +39,7 @@ OPTIONS: Final[tuple[tuple[str, int], ...]] = (
 class Identity:
     """What every call of a client carries, and what its connection is made with."""
 
-    metadata: tuple[tuple[str, str], ...]
+    metadata: tuple[tuple[str, str], ...] = field(repr=False)  # may hold a token
     credentials: grpc.ChannelCredentials | None
     options: tuple[tuple[str, int], ...] = OPTIONS
 

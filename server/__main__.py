@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from server.config import ServerConfig, ServerConfigError
+from server.logs import set_up
 from server.options import parse_config
 
 if TYPE_CHECKING:
@@ -34,11 +35,7 @@ def main(argv: Sequence[str], prog: str = "deqlm serve") -> int:
         config.check_exposure()
     except ServerConfigError as error:
         return _complain(prog, error, EXIT_USAGE)
-    logging.basicConfig(
-        level=config.log_level.upper(),
-        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    set_up(config.log_level, has_messages=config.log_messages)
     missing = [source for source in sources if not source.path.is_dir()]
     if missing:
         problem = f"model {missing[0].name} must be a checkpoint folder, got {missing[0].path}"
@@ -117,7 +114,8 @@ def _stop_signal() -> asyncio.Event:
 
 def _announce(server: "Server", seconds: float) -> None:
     port = server.metrics_port
-    metrics = "off" if port is None else f"http://{server.config.metrics_host}:{port}/metrics"
+    scheme = "http" if server.config.tls_cert is None else "https"
+    metrics = "off" if port is None else f"{scheme}://{server.config.metrics_host}:{port}/metrics"
     names = ", ".join(source.name for source in server.config.sources())
     _log.info(
         "ready after %.1f s: serving %s at %s, metrics %s", seconds, names, server.address, metrics

@@ -81,7 +81,7 @@ class Server:
 
         Raises:
             ServerConfigError: there is no model to serve, or it would be open to the world.
-            AuthFileError, TlsError: who may call, or a certificate, is not as it must be.
+            SecurityFileError: who may call, or a certificate, is not as it must be.
         """
         config.check_exposure()
         self.config = config

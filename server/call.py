@@ -42,7 +42,7 @@ class Call:
         deadline: instant at which the caller stops waiting, or None.
         model: that it turned out to be about, for metrics.
         finished: reason for which it ended in an orderly way, for metrics.
-        principal: who called; None where nobody is asked.
+        principal: who called; None before that is known.
         meter: what that may use; None for as much as there is.
     """
 

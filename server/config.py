@@ -266,7 +266,10 @@ class ServerConfig(SecurityOptions):
 
     def _check(self, name: str, holds: bool, bound: str) -> None:
         if not holds:
-            raise ServerConfigError(f"{name} must be {bound}, got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            # Before the @ of a URL there may be a password.
+            told = "…@" + value.rpartition("@")[2] if "@" in str(value) else value
+            raise ServerConfigError(f"{name} must be {bound}, got {told!r}")
 
     def check_exposure(self) -> None:
         """Raises ServerConfigError if it would listen beyond this machine without protection."""

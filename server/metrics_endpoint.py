@@ -18,6 +18,9 @@ _log = logging.getLogger(__name__)
 _PATIENCE_S = 10.0
 """What a client gets to say what it wants."""
 
+_MOST_CONNECTIONS = 32
+"""Threads that answer at once."""
+
 Allow = Callable[[str | None], None]
 """Raises SecurityError unless the header ``Authorization`` shows somebody who may."""
 
@@ -25,6 +28,28 @@ Allow = Callable[[str | None], None]
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     context: Callable[[], ssl.SSLContext] | None = None
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._room = threading.BoundedSemaphore(_MOST_CONNECTIONS)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer on a thread, if there are not too many; else the connection ends."""
+        if not self._room.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._room.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """The thread's part of it."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """The next connection; its thread, which has patience, does the handshake."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cli.parser import Parser
-from client.commands._connection import UsageError, add_connection_flags, connect
+from client.commands._connection import UsageError, add_connection_flags, connect, is_encrypted
 from client.errors import DeqlmError, Unauthenticated, Unavailable
 from client.options import Budget, BudgetPolicy, Priority, SolverOptions
 from client.results import SolverReport
@@ -112,7 +112,8 @@ def run(prog: str, args: argparse.Namespace, action: Callable[[Client], None]) -
         say(f"{prog}: {error}")
         return EXIT_USAGE
     except DeqlmError as error:
-        say(f"{prog}: {error.code.name}: {describe(error, args.address)}")
+        told = describe(error, args.address, is_encrypted=is_encrypted(args))
+        say(f"{prog}: {error.code.name}: {told}")
         return EXIT_RPC
     return EXIT_OK
 
@@ -120,7 +121,7 @@ def run(prog: str, args: argparse.Namespace, action: Callable[[Client], None]) -
 _TLS_FAILED: Final = re.compile("handshake|verification|certificate", re.IGNORECASE)
 
 
-def describe(error: DeqlmError, address: str) -> str:
+def describe(error: DeqlmError, address: str, *, is_encrypted: bool) -> str:
     """Say in one line what went wrong and what to do."""
     if isinstance(error, Unavailable) and _TLS_FAILED.search(error.message):
         return (
@@ -129,8 +130,9 @@ def describe(error: DeqlmError, address: str) -> str:
             "--tls-cert and --tls-key"
         )
     if isinstance(error, Unavailable) and not error.reason:
+        trusted = " with a certificate that --tls-ca vouches for" if is_encrypted else ""
         return (
-            f"no server answers at {address} ({error.message}); start one with "
+            f"no server answers at {address}{trusted} ({error.message}); start one with "
             f"`deqlm serve --model NAME=PATH`, or name another with --address"
         )
     if isinstance(error, Unauthenticated):

@@ -76,6 +76,11 @@ def connect(args: argparse.Namespace) -> Client:
         raise UsageError(error.message + _HINTS.get(field, "")) from None
 
 
+def is_encrypted(args: argparse.Namespace) -> bool:
+    """Whether the flags ask for an encrypted connection."""
+    return _tls(args) is not None
+
+
 _HINTS: Final = {
     "token": "; give --tls or --tls-ca FILE, or --send-token-unencrypted where the way is safe"
 }

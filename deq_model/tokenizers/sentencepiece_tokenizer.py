@@ -181,7 +181,9 @@ def _is_certain(match: re.Match[str]) -> bool:
 
 def _required_id(processor: sentencepiece.SentencePieceProcessor, piece: str) -> int:
     token_id: int = processor.piece_to_id(piece)
-    if processor.id_to_piece(token_id) != piece:
+    # A piece that is not there has the id of <unk>, which a damaged model has anywhere.
+    is_known = 0 <= token_id < processor.get_piece_size()
+    if not is_known or processor.id_to_piece(token_id) != piece:
         raise TokenizerFileError(f"the model has no piece {piece!r}")
     return token_id
 

@@ -9,13 +9,15 @@ from typing import Any
 import grpc
 
 from server.call import Call
+from server.errors import rule_for
 from server.security.access import Access, check_owner, check_rights, kind_of
+from server.security.audit import Audit
 from server.security.counts import SecurityCounts
 from server.security.errors import SecurityError
 from server.security.options import SecurityOptions
 from server.security.principals import Principal
 from server.security.quotas import Meters
-from server.security.rights import needed
+from server.security.rights import ADMIN, needed
 
 _HEALTH = "/grpc.health.v1.Health/"
 
@@ -28,9 +30,12 @@ Refuse = Callable[[Call, Exception], Awaitable[None]]
 class Gate:
     """Lets callers through, or raises a SecurityError, which is counted."""
 
-    def __init__(self, options: SecurityOptions, access: Access, counts: SecurityCounts) -> None:
-        """Ask ``access`` who callers are."""
+    def __init__(
+        self, options: SecurityOptions, access: Access, counts: SecurityCounts, audit: Audit
+    ) -> None:
+        """Ask ``access`` who callers are, and write down what administrators do."""
         self._options, self._access, self._counts = options, access, counts
+        self._audit = audit
         self._meters = Meters(time.monotonic)
 
     def look_at(self, metadata: Metadata) -> None:
@@ -48,20 +53,41 @@ class Gate:
         Raises:
             Unauthenticated, PermissionMissing, QuotaExceeded: as the error says.
         """
-        self._admit(call, path)
-        with nullcontext() if call.meter is None else call.meter.running():
+        with self._noted(call, path) if needed(path) == ADMIN else nullcontext():
+            self._admit(call, path)
+            with nullcontext() if call.meter is None else call.meter.running():
+                yield
+
+    @contextmanager
+    def _noted(self, call: Call, path: str) -> Iterator[None]:
+        """An act of an administrator, or of somebody who would be one."""
+        result = "CANCELLED"
+        try:
             yield
+            result = "OK"
+        except Exception as error:
+            result = rule_for(error).code.name
+            raise
+        finally:
+            self._audit.record(
+                who=call.principal.name if call.principal else "",
+                action=path.rpartition(".")[2],
+                result=result,
+                peer=call.context.peer(),
+                request_id=call.request_id,
+            )
 
     def _admit(self, call: Call, path: str) -> None:
         try:
             principal = self._identify(call)
+            call.principal = principal
             check_rights(principal, needed(path), call.method)
             call.owner = check_owner(principal, call.owner)
         except SecurityError as error:
             self._counts.turned_away(kind_of(error))
             raise
         if principal.name:
-            call.principal, call.meter = principal, self._meters.of(principal)
+            call.meter = self._meters.of(principal)
             call.sharer = f"owner {principal.name}"
 
     def greet(self, call: Call) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import grpc
 
 from server.security.access import TOKEN_KEY, Access, check_rights, kind_of
+from server.security.audit import Audit
 from server.security.counts import SecurityCounts
 from server.security.errors import SecurityError
 from server.security.gate import Gate
@@ -22,10 +23,11 @@ class Guarding:
         """Read the files.
 
         Raises:
-            AuthFileError, TlsError: one is not as it must be.
+            SecurityFileError: one is not as it must be.
         """
         self._options, self._counts = options, counts
         self._access = Access(options)
+        audit = Audit(options.audit_log)
         self._certificates: LiveCertificates | None = None
         things: list[tuple[str, Reloadable]] = []
         if options.auth_file is not None:
@@ -34,8 +36,8 @@ class Guarding:
             certificates = self._certificates = LiveCertificates(options)
             counts.watch_expiry(lambda: certificates.expiry)
             things.append(("certificates", certificates))
-        self.gate = Gate(options, self._access, counts)
-        self.reloader = Reloader(things, counts)
+        self.gate = Gate(options, self._access, counts, audit)
+        self.reloader = Reloader(things, counts, audit)
         self.has_files = bool(things)
         """Whether there is something to read anew."""
 

@@ -16,6 +16,8 @@ class SecurityOptions:
         auth_file: YAML file with those who may call, their tokens, identities, rights and quotas (deqlm token create makes tokens); none lets everybody call.
         open_health: whether health is told to callers that are not known.
         open_metrics: whether metrics are told to callers that are not known.
+        audit_log: file to which a line is appended for each act of an administrator; none puts them into the log.
+        log_messages: whether the log has what exceptions say, which may hold parts of users' text.
         max_metadata_bytes: most bytes of metadata with one call.
         max_streams: most calls that one connection may have running.
         max_connections: most connections for calls; further ones are closed at once.
@@ -31,6 +33,8 @@ class SecurityOptions:
     auth_file: Path | None = None
     open_health: bool = False
     open_metrics: bool = False
+    audit_log: Path | None = None
+    log_messages: bool = False
     max_metadata_bytes: int = 16_384
     max_streams: int = 1024
     max_connections: int = 1024

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from server.security.audit import Audit
 from server.security.counts import SecurityCounts
 from server.security.errors import SecurityFileError
 
@@ -35,6 +36,7 @@ class Reloader:
         self,
         things: Sequence[tuple[str, Reloadable]],
         counts: SecurityCounts,
+        audit: Audit,
         *,
         look_s: float = LOOK_S,
     ) -> None:
@@ -43,10 +45,11 @@ class Reloader:
         Args:
             things: those that have been read just now.
             counts: of what has been read.
+            audit: gets a line for each.
             look_s: seconds between two looks.
         """
         self._things = tuple(things)
-        self._counts = counts
+        self._counts, self._audit = counts, audit
         self._look_s = look_s
         self._read = [_signature(thing) for _, thing in things]
         self._seen = list(self._read)
@@ -64,24 +67,30 @@ class Reloader:
             is_quiet = seen == self._seen[index]
             self._seen[index] = seen
             if is_quiet and seen != self._read[index]:
-                self._reload(index, name, thing)
+                self._reload(index, name, thing, why="a change of its files")
 
     def reload(self) -> None:
         """Read everything now."""
         for index, (name, thing) in enumerate(self._things):
-            self._reload(index, name, thing)
+            self._reload(index, name, thing, why="a signal")
 
-    def _reload(self, index: int, name: str, thing: Reloadable) -> None:
+    def _reload(self, index: int, name: str, thing: Reloadable, *, why: str) -> None:
         # Before it is read: a change meanwhile is one that the next look finds.
         self._read[index] = self._seen[index] = _signature(thing)
         try:
             thing.reload()
         except SecurityFileError as error:
             _log.error("%s stay as they were: %s", name, error)
-            self._counts.reloaded(name, is_done=False)
+            is_done = False
+        except Exception:  # a file may be odd in ways nobody thought of: look on for a better one
+            _log.exception("%s stay as they were", name)
+            is_done = False
         else:
             _log.info("%s have been read anew", name)
-            self._counts.reloaded(name, is_done=True)
+            is_done = True
+        self._counts.reloaded(name, is_done=is_done)
+        result = "OK" if is_done else "FAILED"
+        self._audit.record(who=why, action=f"reload {name}", result=result)
 
 
 def _signature(thing: Reloadable) -> _Signature:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import grpc
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     PublicFormat,
@@ -15,6 +18,9 @@ from cryptography.hazmat.primitives.serialization import (
 
 from server.security.errors import SecurityFileError
 from server.security.options import SecurityOptions
+
+_CURVES = ("secp256r1", "secp384r1")
+_LEAST_RSA_BITS = 2048
 
 
 class TlsError(SecurityFileError):
@@ -49,6 +55,7 @@ def read_certificates(options: SecurityOptions) -> Certificates:
     chain, key = _read("tls_cert", options.tls_cert), _read("tls_key", options.tls_key)
     certificates = _certificates("tls_cert", options.tls_cert, chain)
     _check_time(options.tls_cert, certificates[0])
+    _check_kind(options.tls_cert, certificates[0])
     _check_key(options.tls_key, key, certificates[0])
     client_ca = None
     if options.tls_client_ca is not None:
@@ -127,7 +134,7 @@ def _read(name: str, path: Path) -> bytes:
 def _certificates(name: str, path: Path, data: bytes) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(data)
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):  # which is no ValueError
         raise TlsError(f"{name} must be certificates in PEM, got {path}") from None
 
 
@@ -138,6 +145,21 @@ def _check_time(path: Path, certificate: x509.Certificate) -> None:
         raise TlsError(f"tls_cert must not have expired, {path} has on {end:%Y-%m-%d %H:%M:%S} UTC")
     if now < begin.timestamp():
         raise TlsError(f"tls_cert must be valid now, {path} is from {begin:%Y-%m-%d %H:%M:%S} UTC")
+
+
+def _check_kind(path: Path, certificate: x509.Certificate) -> None:
+    """With other keys gRPC loads the certificate and then fails every handshake."""
+    try:
+        key = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    is_rsa = isinstance(key, RSAPublicKey) and key.key_size >= _LEAST_RSA_BITS
+    is_curve = isinstance(key, EllipticCurvePublicKey) and key.curve.name in _CURVES
+    if not (is_rsa or is_curve):
+        raise TlsError(
+            "tls_cert must have a key of RSA with at least 2048 bits or of the curve P-256 or "
+            f"P-384, {path} has another"
+        )
 
 
 def _check_key(path: Path, data: bytes, certificate: x509.Certificate) -> None:

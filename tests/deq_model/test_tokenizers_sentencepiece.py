@@ -205,3 +205,17 @@ def test_models_that_lose_text_are_refused(
         )
     with pytest.raises(TokenizerFileError, match=message):
         SentencePieceTokenizer.from_file(path)
+
+
+def test_a_damaged_model_without_unk_and_newline(tmp_path: Path, model_path: Path) -> None:
+    """Found by fuzzing: what is not there has the id of <unk>, and then that is -1."""
+    data = model_path.read_bytes()
+    for old, new in ((b"\n\x01\n", b"\n\x01\t"), (b"\n\x05<unk>", b"\n\x05<unx>")):
+        assert data.count(old) == 1
+        data = data.replace(old, new)
+    begin = data.index(b"<unx>")
+    kind = data.index(b"\x18\x02", begin)  # type: UNKNOWN
+    data = data[:kind] + b"\x18\x01" + data[kind + 2 :]
+    (tmp_path / "tokenizer.model").write_bytes(data)
+    with pytest.raises(TokenizerFileError, match=r"has no piece '.n'"):
+        SentencePieceTokenizer.from_file(tmp_path / "tokenizer.model")

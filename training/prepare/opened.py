@@ -102,7 +102,8 @@ def map_ids(
     path = ids_path(folder, split)
     try:
         ids: Ids = np.lib.format.open_memmap(path, mode=mode)
-    except (OSError, ValueError, EOFError) as error:
+    # Damage shows as nearly any error: the header of such a file is a line of Python.
+    except Exception as error:
         raise DataError(f"tokens {path} are missing or damaged: {error}; prepare again") from None
     expected = (id_dtype(manifest.n_token), (manifest.splits[split].tokens,))
     if (ids.dtype, ids.shape) != expected:

@@ -67,7 +67,9 @@ def world(tmp_path, tiny_models):
 
 def test_a_server_that_asks_and_encrypts(world):
     process, files, auth, folder = world
-    address = process.wait_ready()[2]
+    ready = process.wait_ready()
+    assert ready[3].startswith("https://")
+    address = ready[2]
     to = ("--address", address, "--tls-ca", files.ca)
 
     def score(*more, **variables):

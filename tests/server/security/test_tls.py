@@ -315,6 +315,17 @@ class TestStart:
         with pytest.raises(ServerConfigError, match=problem):
             ServerConfig(**{name: tmp_path for name in names})
 
+    def test_a_certificate_of_an_impossible_version(self, files, tmp_path):
+        """Found by fuzzing: what the reader raises then is no ValueError."""
+        der = ssl.PEM_cert_to_DER_cert(files.cert.read_text().partition("\n\n")[0])
+        version_3, version_35 = b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x22"
+        assert version_3 in der
+        damaged = tmp_path / "damaged.pem"
+        damaged.write_text(ssl.DER_cert_to_PEM_cert(der.replace(version_3, version_35, 1)))
+        options = ServerConfig(**server_options(files) | {"tls_cert": damaged})
+        with pytest.raises(TlsError, match=r"tls_cert must be certificates in PEM, got .*damaged"):
+            read_certificates(options)
+
     def test_files_that_cannot_be_used(self, files, tmp_path, authority):
         junk = tmp_path / "junk.pem"
         junk.write_text("nothing")

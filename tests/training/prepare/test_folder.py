@@ -344,6 +344,21 @@ def test_an_array_that_is_an_archive(made: Path) -> None:
         open_prepared(made)
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{'descr': '<u2', 'fortran_order': False, 'shape': (5,), ",  # tokenize.TokenError
+        b"{'descr': '<u2', b'fortran_order': False, 'shape': (5,)}\n",  # TypeError
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Reading .* required additional header parsing")
+def test_an_array_with_a_header_that_cannot_be_read(made: Path, header: bytes) -> None:
+    size = len(header).to_bytes(2, "little")
+    (made / "train.npy").write_bytes(b"\x93NUMPY\x01\x00" + size + header + bytes(10))
+    with pytest.raises(DataError, match=r"train.npy are missing or damaged"):
+        open_prepared(made)
+
+
 def test_a_truncated_array(made: Path) -> None:
     with (made / "train.npy").open("r+b") as file:
         file.truncate(500)

@@ -1,0 +1,104 @@
+"""What administrators do is written down, whatever the log's level."""
+
+import json
+import logging
+import stat
+
+import pytest
+
+from deqlm.v1 import model_pb2
+from server.app import Server
+from server.config import ServerConfig
+from server.security import rights
+from server.security.audit import Audit
+from server.security.errors import SecurityFileError
+from tests.server.calls import TIMEOUT_S, fails
+from tests.server.security.people import people, stubs_of, write
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "audit.log"
+
+
+@pytest.fixture
+def server(make_server, tmp_path, file, monkeypatch):
+    """A server one method of which only administrators may call."""
+    monkeypatch.setitem(rights.METHODS, "ModelService/GetModel", rights.ADMIN)
+    path = write(tmp_path / "auth.yaml", people())
+    return make_server(auth_file=path, audit_log=file)
+
+
+def get_model(server, name, model=""):
+    stubs = stubs_of(server.channel, name)
+    request = model_pb2.GetModelRequest(name=model)
+    return stubs.models.GetModel(request, timeout=TIMEOUT_S, metadata=stubs.metadata)
+
+
+def lines(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_who_did_what_and_what_came_of_it(server, file):
+    get_model(server, "root")
+    missing = fails(lambda: get_model(server, "root", "no"))
+    denied = fails(lambda: get_model(server, "ann"))
+    assert denied.code == "PERMISSION_DENIED"
+    server.run(server.server._guard.wait_idle(10))
+    done, failed, refused = lines(file)
+    assert {
+        "who": "root",
+        "action": "ModelService/GetModel",
+        "result": "OK",
+    }.items() <= done.items()
+    assert (failed["who"], failed["result"]) == ("root", "NOT_FOUND")
+    assert (refused["who"], refused["result"]) == ("ann", "PERMISSION_DENIED")
+    assert failed["request_id"] == missing.metadata["request_id"]
+    assert done["peer"].startswith("ipv4:127.0.0.1:")
+    assert done["time"] <= failed["time"]
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_what_is_no_administration_is_not(server, file):
+    stubs_of(server.channel, "ann").score("It")
+    assert lines(file) == []
+
+
+def test_files_read_anew(server, file, tmp_path):
+    async def reload():
+        server.server.reload()
+
+    server.run(reload())
+    (tmp_path / "auth.yaml").write_text("nobody")
+    server.run(reload())
+    found = [(line["who"], line["action"], line["result"]) for line in lines(file)]
+    assert found == [
+        ("a signal", "reload principals", "OK"),
+        ("a signal", "reload principals", "FAILED"),
+    ]
+
+
+def test_a_file_that_was_moved_away_is_begun_anew(file, tmp_path):
+    audit = Audit(file)
+    audit.record(who="root", action="a", result="OK")
+    file.rename(tmp_path / "audit.1")
+    audit.record(who="root", action="b", result="OK")
+    assert [line["action"] for line in lines(file)] == ["b"]
+
+
+def test_without_a_file_the_log_has_it_and_no_line_is_lost(caplog, tmp_path):
+    with caplog.at_level(logging.INFO, "server.audit"):
+        Audit(None).record(who="root", action="a\nb", result="OK")
+        broken = Audit(tmp_path / "audit.log")
+        (tmp_path / "audit.log").unlink()
+        (tmp_path / "audit.log").mkdir()
+        broken.record(who="root", action="c", result="OK")
+    told = [r for r in caplog.records if r.name == "server.audit"]
+    assert [json.loads(r.getMessage())["action"] for r in told] == ["a\nb", "c"]
+    assert "\n" not in told[0].getMessage()
+    assert "audit_log cannot be written: Is a directory" in caplog.text
+
+
+def test_a_file_that_cannot_be_written(tmp_path):
+    with pytest.raises(SecurityFileError, match=r"audit_log cannot be written to .*: Is a direc"):
+        Server(ServerConfig(audit_log=tmp_path))
