@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo lint format proto slow fuzz accuracy bench bench-training lock clean
+.PHONY: help setup test demo lint format proto slow fuzz accuracy bench bench-training soak lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ bench: setup ## the engine against a plain baseline: speed, calls of f, accuracy
 
 bench-training: setup ## training against a plain baseline: speed, loss curves, memory
 	$(BIN)/python -m benchmarks.training
+
+soak: setup ## half an hour of mixed load on the default model: nothing may grow or be left
+	$(BIN)/python -m benchmarks.soak --out benchmarks/results/soak.jsonl --plot docs/images/soak.svg
 
 lock: $(INSTALLED) ## move requirements/lock.txt to the newest versions that pyproject.toml allows
 	$(PIP) uv

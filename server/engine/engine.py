@@ -258,6 +258,21 @@ class Engine:
         _do(errand, future)
         return future
 
+    def check(self) -> "Future[list[str]]":
+        """What does not add up, looked at between two calls of f: nothing, unless it is broken."""
+        return self.perform(self._problems)
+
+    def _problems(self) -> list[str]:
+        with self._wake:
+            works = [*self._waiting, *self._running]
+            found = self._waiting.problems()
+        found += self._runner.problems()
+        with self.sessions.at_rest() as held:
+            bases = Counter(work.base_slot for work in works if work.base_slot is not None)
+            found += self._slots.problems(held + bases, "slot")
+            found += self.sessions.problems()
+        return [f"model {self.name!r}: {problem}" for problem in found]
+
     @property
     def is_overloaded(self) -> bool:
         """Whether so many jobs wait that tolerances are loosened."""
@@ -391,7 +406,8 @@ class Engine:
 
     def _end_all(self) -> None:
         with self._wake:
-            self._accepting = False  # also where the thread ends by a defect
+            # Also where the thread ends by a defect: errands from now on wait for its end.
+            self._accepting, self._stopping = False, True
             works = [*self._waiting, *self._running]
         for work in works:
             self._runner.fail(work, EngineStopped(f"model {self.name!r} is stopping"))
