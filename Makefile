@@ -62,7 +62,7 @@ lock: $(INSTALLED) ## move requirements/lock.txt to the newest versions that pyp
 
 clean: ## remove the environment and everything generated
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	rm -f proto/deqlm/v1/*_pb2.py proto/deqlm/v1/*_pb2.pyi proto/deqlm/v1/*_pb2_grpc.py
+	rm -f deq_model/native/kernels*.so proto/deqlm/v1/*_pb2.py proto/deqlm/v1/*_pb2.pyi proto/deqlm/v1/*_pb2_grpc.py
 
 # torch comes second: what it needs is then there already, in the locked versions.
 $(LOCKED): requirements/lock.txt requirements/torch.txt
@@ -72,7 +72,8 @@ $(LOCKED): requirements/lock.txt requirements/torch.txt
 	$(PIP) -r requirements/torch.txt
 	@touch $@
 
-# The editable install lists the packages there are, so a new one needs a new install.
-$(INSTALLED): $(LOCKED) pyproject.toml setup.py $(wildcard */__init__.py proto/*/__init__.py)
+# The editable install lists the packages there are, so a new one needs a new install; it compiles
+# the kernels, too.
+$(INSTALLED): $(LOCKED) pyproject.toml setup.py $(wildcard */__init__.py proto/*/__init__.py deq_model/native/*.[ch])
 	$(PIP) --no-build-isolation --no-deps --editable .
 	@touch $@
