@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo lint format proto slow fuzz accuracy bench bench-training lock clean
+.PHONY: help setup test demo lint format proto slow fuzz accuracy bench bench-training soak lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -53,13 +53,16 @@ bench: setup ## the engine against a plain baseline: speed, calls of f, accuracy
 bench-training: setup ## training against a plain baseline: speed, loss curves, memory
 	$(BIN)/python -m benchmarks.training
 
+soak: setup ## half an hour of mixed load on the default model: nothing may grow or be left
+	$(BIN)/python -m benchmarks.soak --out benchmarks/results/soak.jsonl --plot docs/images/soak.svg
+
 lock: $(INSTALLED) ## move requirements/lock.txt to the newest versions that pyproject.toml allows
 	$(PIP) uv
 	$(BIN)/python scripts/lock.py
 
 clean: ## remove the environment and everything generated
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	rm -f proto/deqlm/v1/*_pb2.py proto/deqlm/v1/*_pb2.pyi proto/deqlm/v1/*_pb2_grpc.py
+	rm -f deq_model/native/kernels*.so proto/deqlm/v1/*_pb2.py proto/deqlm/v1/*_pb2.pyi proto/deqlm/v1/*_pb2_grpc.py
 
 # torch comes second: what it needs is then there already, in the locked versions.
 $(LOCKED): requirements/lock.txt requirements/torch.txt
@@ -69,7 +72,8 @@ $(LOCKED): requirements/lock.txt requirements/torch.txt
 	$(PIP) -r requirements/torch.txt
 	@touch $@
 
-# The editable install lists the packages there are, so a new one needs a new install.
-$(INSTALLED): $(LOCKED) pyproject.toml setup.py $(wildcard */__init__.py proto/*/__init__.py)
+# The editable install lists the packages there are, so a new one needs a new install; it compiles
+# the kernels, too.
+$(INSTALLED): $(LOCKED) pyproject.toml setup.py $(wildcard */__init__.py proto/*/__init__.py deq_model/native/*.[ch])
 	$(PIP) --no-build-isolation --no-deps --editable .
 	@touch $@

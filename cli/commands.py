@@ -38,6 +38,10 @@ COMMANDS: dict[str, Command] = {
         target="client.commands.info:main",
         summary="tell what models a server has loaded, and their limits",
     ),
+    "check": Command(
+        target="client.commands.check:main",
+        summary="look whether everything in a server adds up",
+    ),
     "token": Command(
         target="server.security.token_command:main",
         summary="make tokens with which clients show a server who they are",

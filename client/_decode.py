@@ -17,7 +17,15 @@ from grpc_health.v1 import health_pb2
 from client import resources, results
 from client._encode import POLICIES
 from client.options import BudgetPolicy, SolverOptions
-from deqlm.v1 import common_pb2, generation_pb2, model_pb2, scoring_pb2, session_pb2, tokenizer_pb2
+from deqlm.v1 import (
+    admin_pb2,
+    common_pb2,
+    generation_pb2,
+    model_pb2,
+    scoring_pb2,
+    session_pb2,
+    tokenizer_pb2,
+)
 
 _T = TypeVar("_T")
 _E = TypeVar("_E", bound=StrEnum)
@@ -90,6 +98,11 @@ def tokenized(message: tokenizer_pb2.TokenizeResponse) -> resources.Tokenized:
 def detokenized(message: tokenizer_pb2.DetokenizeResponse) -> resources.Detokenized:
     """Decode the answer of Detokenize."""
     return _copy(resources.Detokenized, message)
+
+
+def check(message: admin_pb2.CheckInvariantsResponse) -> resources.Check:
+    """Decode what a look at a server's invariants has found."""
+    return _copy(resources.Check, message, problems=tuple(message.problems))
 
 
 def model_info(message: model_pb2.ModelInfo) -> resources.ModelInfo:

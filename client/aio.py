@@ -43,6 +43,8 @@ from client.options import (
     StreamPiece,
 )
 from deqlm.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
     generation_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
@@ -111,6 +113,7 @@ class AsyncClient:
         self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
         self._sessions = session_pb2_grpc.SessionServiceStub(self._channel)
         self._tokenizer = tokenizer_pb2_grpc.TokenizerServiceStub(self._channel)
+        self._admin = admin_pb2_grpc.AdminServiceStub(self._channel)
         self._models = model_pb2_grpc.ModelServiceStub(self._channel)
         self._health: Any = health_pb2_grpc.HealthStub(self._channel)
 
@@ -340,6 +343,11 @@ class AsyncClient:
         request = model_pb2.GetModelRequest(name=name)
         answer = await self._call(self._models.GetModel, request, ON_UNAVAILABLE)
         return _decode.model_info(answer.model)
+
+    async def check(self) -> resources.Check:
+        """Have the server look whether everything in it adds up; needs the right `admin`."""
+        request = admin_pb2.CheckInvariantsRequest()
+        return _decode.check(await self._call(self._admin.CheckInvariants, request, ON_UNAVAILABLE))
 
     async def health(self, service: str = "") -> resources.HealthStatus:
         """Ask for the health of the server, or of one service by its full name."""

@@ -133,6 +133,20 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """What a server's look at itself has found: nothing, where all is well."""
+
+    problems: tuple[str, ...]
+    """What does not add up, one sentence each."""
+    calls: int
+    """Calls that were being answered, that of the look included."""
+    leases: int
+    """Sessions that a call worked on."""
+    streams: int
+    """Open streams."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
     """A loaded model; deqlm/v1/model.proto describes the fields."""
 

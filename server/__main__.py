@@ -77,7 +77,17 @@ async def _run(server: "Server") -> None:
     stop = _stop_signal()
     await server.start()
     if server.has_files and hasattr(signal, "SIGHUP"):
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, loop.run_in_executor, None, server.reload)
+    checks: set[asyncio.Task[object]] = set()
+    if hasattr(signal, "SIGUSR1"):
+
+        def check() -> None:
+            task: asyncio.Task[object] = asyncio.create_task(server.check())
+            checks.add(task)
+            task.add_done_callback(checks.discard)
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, check)
     loading = asyncio.create_task(server.wait_ready())
     stopping = asyncio.create_task(stop.wait())
     try:

@@ -13,6 +13,8 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from deqlm.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
     generation_pb2,
     generation_pb2_grpc,
     model_pb2,
@@ -30,12 +32,14 @@ from server.channel import channel_options
 from server.config import METRICS_OFF, ServerConfig
 from server.engine.engine import Engine
 from server.guard import Guard
+from server.invariants import Findings, Invariants
 from server.loading import Loader, load_engine
 from server.metrics import Metrics
 from server.metrics_endpoint import MetricsEndpoint
 from server.persistence import Persistence
 from server.registry import Registry
 from server.security.guarding import Guarding
+from server.servicers.admin import AdminServicer
 from server.servicers.edge import Edge
 from server.servicers.generation import GenerationServicer
 from server.servicers.models import ModelServicer
@@ -48,7 +52,14 @@ from server.store.opening import open_store
 
 SERVICES = tuple(
     service.full_name
-    for module in (scoring_pb2, generation_pb2, session_pb2, tokenizer_pb2, model_pb2)
+    for module in (
+        scoring_pb2,
+        generation_pb2,
+        session_pb2,
+        tokenizer_pb2,
+        model_pb2,
+        admin_pb2,
+    )
     for service in module.DESCRIPTOR.services_by_name.values()
 )
 """Full names of our services."""
@@ -154,8 +165,22 @@ class Server:
         return self._guarding.has_files
 
     def reload(self) -> None:
-        """Read certificates and who may call anew; calls that run go on."""
+        """Read certificates and who may call anew, on any thread; calls that run go on."""
         self._guarding.reloader.reload()
+
+    async def check(self) -> Findings:
+        """Look whether everything adds up, and log it."""
+        found = await self._invariants.check()
+        for problem in found.problems:
+            _log.error("invariant broken: %s", problem)
+        _log.info(
+            "invariants checked: %d problems, %d calls, %d leases, %d streams",
+            len(found.problems),
+            found.calls,
+            found.leases,
+            found.streams,
+        )
+        return found
 
     async def wait_ready(self) -> None:
         """Wait until calls are answered.
@@ -235,6 +260,14 @@ class Server:
         session_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(edge), server)
         tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(TokenizerServicer(edge), server)
         model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(edge), server)
+        self._invariants = Invariants(
+            engines=lambda: self._engines,
+            guard=self._guard,
+            persistence=self._persistence,
+            attempts=self._attempts,
+            streams=self._scoring.streams,
+        )
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(self._invariants), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if self.config.reflection:
             names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)

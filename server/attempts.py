@@ -28,6 +28,7 @@ class Attempt:
         self.request = request
         self.responses: list[Any] = []
         self._news = asyncio.Event()
+        self._is_over = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self, body: Callable[["Attempt"], Awaitable[None]]) -> "asyncio.Task[None]":
@@ -39,6 +40,7 @@ class Attempt:
         try:
             await body(self)
         finally:
+            self._is_over = True
             self._news.set()
 
     async def send(self, response: Any) -> None:
@@ -56,7 +58,7 @@ class Attempt:
             while sent < len(self.responses):
                 await send(self.responses[sent])
                 sent += 1
-            if news.is_set() and sent == len(self.responses):
+            if self._is_over:  # nothing came between: there was no wait since the last look
                 await asyncio.shield(self._task)
                 return
             await news.wait()
@@ -92,6 +94,9 @@ class Attempts:
         elif attempt.request != digest:
             raise KeyReused(key)
         await attempt.follow(send)
+
+    def __len__(self) -> int:
+        return len(self._tasks)
 
     async def wait(self, timeout_s: float) -> None:
         """Wait for those that go on without their clients."""

@@ -42,6 +42,16 @@ class Guard(grpc.aio.ServerInterceptor):
         self._idle = asyncio.Event()
         self._idle.set()
 
+    @property
+    def running(self) -> int:
+        """Calls that are being answered."""
+        return self._running
+
+    @property
+    def metered(self) -> int:
+        """Those of them that count for somebody's quota."""
+        return self._gate.metered
+
     async def wait_idle(self, timeout_s: float) -> bool:
         """Wait until no call is running; False if some still are after ``timeout_s``."""
         try:

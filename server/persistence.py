@@ -39,12 +39,14 @@ class Persistence:
         timeout_s: how long a call waits for it.
         answer_bytes: most bytes of answers that a session keeps.
         key: that exported sessions are signed with; None for none.
+        leases: that calls have now, each with the name of its model.
     """
 
     keeper: Keeper
     timeout_s: float
     answer_bytes: int
     key: bytes | None = None
+    leases: set[tuple[str, Lease]] = field(default_factory=set)
     _engines: dict[str, Engine] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -91,12 +93,14 @@ class Persistence:
             yield None
             return
         lease = engine.sessions.acquire(session_id, owner)
+        self.leases.add((engine.name, lease))
         try:
             if engine.sessions.is_away(lease):
                 await self._bring(engine, lease)
             yield lease
         finally:
             engine.sessions.release(lease)
+            self.leases.discard((engine.name, lease))
 
     async def _bring(self, engine: Engine, lease: Lease) -> None:
         try:

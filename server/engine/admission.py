@@ -114,6 +114,19 @@ class Admission:
         """Forgets jobs that ended while they waited."""
         self._drop([work for work in self if work.finished])
 
+    def problems(self) -> list[str]:
+        """Where the counts of what waits are not what waits."""
+        works = list(self)
+        tokens = sum(work.size for work in works)
+        found = []
+        if self._count != len(works):
+            found.append(f"the queue counts {self._count} jobs, and {len(works)} wait")
+        if self._tokens != tokens:
+            found.append(f"the queue counts {self._tokens} tokens, and {tokens} wait")
+        if any(not queue for queue, _ in self._queues.values()):
+            found.append("the queue has an owner with no jobs")
+        return found
+
     def _drop(self, works: Iterable[Work]) -> None:
         for work in works:
             owner, priority = work.job.owner, work.job.priority

@@ -74,6 +74,7 @@ class Engine:
         observer: Observer | None = None,
         warm_start: WarmStart | None = None,
         early_int8: bool = False,
+        threads: int = 0,
         costs: CostCurve | None = None,
     ) -> None:
         """Takes the checkpoint over: its weights are folded, cast and moved.
@@ -86,8 +87,8 @@ class Engine:
             limits: sizes.
             observer: told about every call of f, once the engine is warm.
             warm_start: map to first states, fitted for this checkpoint; None for zeros.
-            early_int8: compute the feed-forward in 8 bits for rows far from their fixed point,
-                where ``measure_calls`` finds that it pays.
+            early_int8: compute the feed-forward by differences in 8 bits, on a CPU that can.
+            threads: of the CPU, for one tensor operation; 0 for as many as torch has.
             costs: what a call of f takes by its rows, see ``measure_calls``; until they are known
                 calls are filled, whatever time they take.
 
@@ -103,6 +104,7 @@ class Engine:
         self.fingerprint = checkpoint.fingerprint
         self.n_parameters = model.n_parameters()
         self.device, self.dtype, self.early_int8 = device, dtype, early_int8
+        self.threads = threads or torch.get_num_threads()
         weights = model.f.fold().detach()
         del model.f  # the folded weights replace it
         # Each job may hold its base beside what sessions hold, and one may be about to be held.
@@ -139,7 +141,7 @@ class Engine:
             self._slab,
             max_rows=limits.max_batch_tokens,
             form=_FORMS[dtype],
-            rough=early_int8,
+            early_int8=early_int8,
             method=self.solver,
             warm_start=None if warm_start is None else warm_start.to(device, dtype),
         )
@@ -189,9 +191,12 @@ class Engine:
 
     def measure_calls(self) -> None:
         """Times calls of f of several sizes, by which rows are given out; before ``start``."""
+        others = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
         with torch.inference_mode():
             self._batch.warm_up()
             self._scheduler.costs = call_costs(self._batch, self._slab, self.limits)
+        torch.set_num_threads(others)
 
     def start(self) -> None:
         """Starts the thread, solves a first text to warm up, then takes jobs.
@@ -253,6 +258,21 @@ class Engine:
         _do(errand, future)
         return future
 
+    def check(self) -> "Future[list[str]]":
+        """What does not add up, looked at between two calls of f: nothing, unless it is broken."""
+        return self.perform(self._problems)
+
+    def _problems(self) -> list[str]:
+        with self._wake:
+            works = [*self._waiting, *self._running]
+            found = self._waiting.problems()
+        found += self._runner.problems()
+        with self.sessions.at_rest() as held:
+            bases = Counter(work.base_slot for work in works if work.base_slot is not None)
+            found += self._slots.problems(held + bases, "slot")
+            found += self.sessions.problems()
+        return [f"model {self.name!r}: {problem}" for problem in found]
+
     @property
     def is_overloaded(self) -> bool:
         """Whether so many jobs wait that tolerances are loosened."""
@@ -302,6 +322,7 @@ class Engine:
 
     def _loop(self) -> None:
         try:
+            torch.set_num_threads(self.threads)  # of this thread alone
             with torch.inference_mode():
                 while self._wait_for_work():
                     self._turn()
@@ -385,7 +406,8 @@ class Engine:
 
     def _end_all(self) -> None:
         with self._wake:
-            self._accepting = False  # also where the thread ends by a defect
+            # Also where the thread ends by a defect: errands from now on wait for its end.
+            self._accepting, self._stopping = False, True
             works = [*self._waiting, *self._running]
         for work in works:
             self._runner.fail(work, EngineStopped(f"model {self.name!r} is stopping"))

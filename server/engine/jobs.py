@@ -60,6 +60,10 @@ class JobRunner:
         """Tokens of ended prompts whose states are kept."""
         return self._sharing.kept_tokens
 
+    def problems(self) -> list[str]:
+        """Where runs and what they hold do not add up."""
+        return self._runs.problems()
+
     @property
     def has_room(self) -> bool:
         """Whether another sequence may run."""

@@ -145,6 +145,14 @@ class Prefixes(Generic[S]):
         for trace in [kept for kept in self._kept if kept.key == key]:
             self._drop(trace)
 
+    def problems(self) -> list[str]:
+        """Where the count of kept tokens is not what is kept."""
+        kept = sum(len(trace.states) for trace in self._kept)
+        if kept == self._tokens <= self._max_tokens:
+            return []
+        most = self._max_tokens
+        return [f"the prefix cache counts {self._tokens} tokens of {most}, and keeps {kept}"]
+
     def _others(self, trace: Trace[S]) -> Iterator[Trace[S]]:
         for other in (*self._kept, *self._open):
             if other is not trace and other.key == trace.key:

@@ -1,5 +1,6 @@
 """The sequences that run: how one begins, what its states predict, how it ends."""
 
+from collections import Counter
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 
@@ -90,6 +91,17 @@ class Runs:
         """Predictions that have come up since last asked for, of jobs that go on."""
         predictions, self._predictions = self._predictions, []
         return [p for p in predictions if not p.run.work.finished]
+
+    def problems(self) -> list[str]:
+        """Where runs, their rows and the scheduler do not agree."""
+        found = self._rows.problems(Counter(run.sequence.slot for run in self), "row")
+        if set(self._scheduler.running) != set(self._by_sequence):
+            found.append("the scheduler runs other sequences than there are")
+        if any(run.work.finished for run in self):
+            found.append("a job that is finished still runs")
+        if any(run not in run.work.runs for run in self):
+            found.append("a run is unknown to its job")
+        return [*found, *self._scheduler.problems(), *self._sharing.problems(set(self))]
 
     def drop(self, run: Run) -> None:
         """Ends a run and gives its row back."""

@@ -170,6 +170,7 @@ class Scheduler:
                 f"max_rows must be at least max_batch_tokens = {max_batch_tokens}, got {max_rows}"
             )
         self._most, self._max_running, self._window = max_batch_tokens, max_running, window
+        self._max_rows = max_rows
         self._free_rows = list(range(max_rows - 1, -1, -1))
         self._running: dict[Sequence, Sharer] = {}
         self._owned: Counter[str] = Counter()
@@ -215,6 +216,17 @@ class Scheduler:
     def running_of(self) -> Counter[str]:
         """How many sequences run, by owner."""
         return self._owned
+
+    def problems(self) -> list[str]:
+        """Where rows and places do not add up."""
+        rows = [*self._free_rows, *(row for s in self._running for row in s.rows)]
+        found = []
+        if sorted(rows) != list(range(self._max_rows)):
+            found.append(f"rows of the solver are {sorted(rows)}, of {self._max_rows}")
+        owned = Counter(sequence.owner for sequence in self._running)
+        if owned != self._owned:
+            found.append(f"places are counted as {dict(self._owned)}, taken are {dict(owned)}")
+        return found
 
     def add(self, sequence: Sequence) -> None:
         """Lets a sequence run; there must be room."""

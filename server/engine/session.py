@@ -57,7 +57,10 @@ class Session:
 
     def forget(self) -> None:
         """Leaves to the store what the store has, unless a call or the device needs it."""
-        if self.slot is None and self.lease is None and self.is_saved and not self.is_private:
+        is_idle = self.slot is None and self.lease is None
+        # One that is empty takes no room here, and needs no store to begin.
+        is_empty = self.tokens == b"" and not self.answers
+        if is_idle and self.is_saved and not (self.is_private or is_empty):
             self.tokens, self.states, self.answers = None, None, ()
 
     def snapshot(self, *, model: str, fingerprint: str, states: States | None) -> Snapshot:

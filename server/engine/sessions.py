@@ -4,8 +4,9 @@ import math
 import secrets
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from server.engine.errors import SessionBusy, SessionLimit, SessionNotFound
@@ -13,7 +14,7 @@ from server.engine.requests import Lease
 from server.engine.results import SessionView, Totals
 from server.engine.session import Session
 from server.engine.slots import SlotPool
-from server.engine.snapshots import Answer, Snapshot, States
+from server.engine.snapshots import TOKEN_BYTES, Answer, Snapshot, States
 from server.engine.solve import Solve
 
 
@@ -506,6 +507,46 @@ class SessionTable:
         with self._lock:
             return len({s.slot for s in self._resident.values()})
 
+    @contextmanager
+    def at_rest(self) -> Iterator[Counter[int]]:
+        """Nothing changes meanwhile; how many sessions hold each slot."""
+        with self._lock:
+            held = (s.slot for s in self._sessions.values() if s.slot is not None)
+            yield Counter(held)
+
+    def leased(self) -> set[int]:
+        """Serial numbers of the leases that hold."""
+        with self._lock:
+            return {s.lease for s in self._sessions.values() if s.lease is not None}
+
+    def private(self) -> int:
+        """Sessions that are streams' own."""
+        with self._lock:
+            return sum(s.is_private for s in self._sessions.values())
+
+    def problems(self) -> Sequence[str]:
+        """Where the table contradicts itself."""
+        with self._lock:
+            sessions, found = self._sessions, []
+            seated = {i for i, s in sessions.items() if s.slot is not None}
+            if seated != set(self._resident):
+                found.append(f"sessions {sorted(seated ^ set(self._resident))} are half resident")
+            if len(sessions) > self._max_sessions:
+                found.append(f"{len(sessions)} sessions, of {self._max_sessions} at most")
+            if len(self._resident) > self._max_resident:
+                found.append(
+                    f"{len(self._resident)} resident sessions, of {self._max_resident} at most"
+                )
+            leases = [s.lease for s in sessions.values() if s.lease is not None]
+            if len(set(leases)) < len(leases) or max(leases, default=0) > self._serial:
+                found.append(f"leases {sorted(leases)} were not given one after the other")
+            for session in sessions.values():
+                found += _session_problems(session)
+                ends = session.last_used + session.ttl_s
+                if session.lease is None and ends < self._next_expiry:
+                    found.append(f"session {session.session_id} would not expire in time")
+            return found
+
     def _find(self, session_id: str, owner: str) -> Session:
         self.expire()
         session = self._sessions.get(session_id)
@@ -541,3 +582,14 @@ class SessionTable:
 
     def _view(self, session: Session, snapshot: Snapshot | None = None) -> SessionView:
         return session.view(memory_bytes=self._session_bytes, snapshot=snapshot)
+
+
+def _session_problems(session: Session) -> Sequence[str]:
+    found = []
+    if session.tokens is not None and len(session.tokens) != TOKEN_BYTES * session.position:
+        found.append(f"session {session.session_id} has other tokens than its position tells")
+    if session.slot is not None and session.is_away:
+        found.append(f"session {session.session_id} is resident and away")
+    if session.saved > session.revision:
+        found.append(f"session {session.session_id} is stored as it has never been")
+    return found

@@ -82,6 +82,13 @@ class Sharing:
         """Tokens whose states are kept, beside those of runs that go on."""
         return self._prefixes.kept_tokens
 
+    def problems(self, runs: set[Run]) -> list[str]:
+        """Where what is kept, or waits, is not what the running ``runs`` allow."""
+        found = self._prefixes.problems()
+        if not set(self._parked) <= runs:
+            found.append("a run that is over is parked")
+        return found
+
     def start(self, run: Run) -> None:
         """Parks a new run when others know, or will know, states of its first tokens."""
         key = _key(run)

@@ -2,6 +2,7 @@
 
 import heapq
 import threading
+from collections import Counter
 
 
 class SlotPool:
@@ -40,6 +41,24 @@ class SlotPool:
             self._holders[slot] -= 1
             if self._holders[slot] == 0:
                 heapq.heappush(self._free, slot)
+
+    def problems(self, held: Counter[int], name: str) -> list[str]:
+        """Where the pool is not as those who hold its slots say.
+
+        Args:
+            held: how many hold each slot.
+            name: of the pool's slots, for what is told.
+        """
+        with self._lock:
+            found = [
+                f"{name} {slot} counts {count} holders, and {held[slot]} hold it"
+                for slot, count in enumerate(self._holders)
+                if count != held[slot]
+            ]
+            free = sorted(slot for slot, count in enumerate(self._holders) if count == 0)
+            if sorted(self._free) != free:
+                found.append(f"free {name}s are {free}, listed as free {sorted(self._free)}")
+            return found
 
     @property
     def used(self) -> int:

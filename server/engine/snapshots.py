@@ -15,6 +15,8 @@ from server.engine.solve import Solve, Solved
 StateFormat = Literal["float32", "bfloat16"]
 STATE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2}
 """Bytes of a number by format."""
+TOKEN_BYTES = 4
+"""Of one token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +101,12 @@ class Snapshot:
     @property
     def position(self) -> int:
         """Tokens held."""
-        return len(self.tokens) // 4
+        return len(self.tokens) // TOKEN_BYTES
 
     @property
     def last_token(self) -> int | None:
         """The last token; None before the first."""
-        return unpack_tokens(self.tokens[-4:])[0] if self.tokens else None
+        return unpack_tokens(self.tokens[-TOKEN_BYTES:])[0] if self.tokens else None
 
 
 def pack_tokens(tokens: "list[int] | tuple[int, ...]") -> bytes:

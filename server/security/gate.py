@@ -38,6 +38,11 @@ class Gate:
         self._audit = audit
         self._meters = Meters(time.monotonic)
 
+    @property
+    def metered(self) -> int:
+        """Calls that count for somebody's quota."""
+        return self._meters.running
+
     def look_at(self, metadata: Metadata) -> None:
         """Turn a caller away before its message is read: it may be long. Raises Unauthenticated."""
         try:

@@ -88,6 +88,11 @@ class Meter:
         finally:
             self._running -= 1
 
+    @property
+    def calls(self) -> int:
+        """Those that run."""
+        return self._running
+
     def take_tokens(self, count: int) -> None:
         """Use tokens that are about to be solved. Raises QuotaExceeded."""
         if self._tokens is None:
@@ -146,6 +151,11 @@ class Meters:
         """
         self._clock = clock
         self._meters: dict[str, Meter] = {}
+
+    @property
+    def running(self) -> int:
+        """Calls of all principals."""
+        return sum(meter.calls for meter in self._meters.values())
 
     def of(self, principal: Principal) -> Meter | None:
         """A principal's; None if it may use as much as there is."""

@@ -29,6 +29,7 @@ METHODS: Final[Mapping[str, frozenset[Right]]] = {
     "TokenizerService/Detokenize": _EITHER,
     "ModelService/ListModels": _ANY,
     "ModelService/GetModel": _ANY,
+    "AdminService/CheckInvariants": ADMIN,
 }
 """Service and method, without the package: rights of which a caller needs one."""
 

@@ -111,6 +111,9 @@ class Streams:
         self._edge = edge
         self._inboxes: set[Inbox] = set()
 
+    def __len__(self) -> int:
+        return len(self._inboxes)
+
     def expire(self) -> None:
         """End the streams that wait for their clients: the server's time is up."""
         for inbox in self._inboxes:

@@ -9,6 +9,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from deqlm.v1 import (
+    admin_pb2_grpc,
     common_pb2,
     generation_pb2_grpc,
     model_pb2_grpc,
@@ -51,6 +52,7 @@ class Stubs:
         self.generation = generation_pb2_grpc.GenerationServiceStub(channel)
         self.sessions = session_pb2_grpc.SessionServiceStub(channel)
         self.tokenizer = tokenizer_pb2_grpc.TokenizerServiceStub(channel)
+        self.admin = admin_pb2_grpc.AdminServiceStub(channel)
         self.models = model_pb2_grpc.ModelServiceStub(channel)
 
     def score(self, text: Any = None, *, timeout: float = TIMEOUT_S, **fields: Any) -> Any:

@@ -31,3 +31,11 @@ def session(stubs: Stubs) -> Iterator[str]:
         stubs.delete(session_id)
     except grpc.RpcError as error:
         assert error.code() is grpc.StatusCode.NOT_FOUND
+
+
+@pytest.fixture(autouse=True)
+def adds_up(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test that used the shared server ends with a look at its invariants."""
+    yield
+    if "live_server" in request.fixturenames:
+        request.getfixturevalue("live_server").check()

@@ -72,9 +72,30 @@ class LiveServer:
         pairs = (line.rpartition(" ") for line in lines if not line.startswith("#"))
         return {name: float(value) for name, _, value in pairs}
 
+    def check(self) -> None:
+        """Everything adds up, and where no call is left nothing is held for one."""
+        guard = self.server._guard
+        at_rest = self.run(guard.wait_idle(5.0))
+        for engine in self.server._engines:
+            engine.check().result(60)  # a turn, in which what was cancelled ends
+        found = self.run(self.server.check())
+        assert found.problems == ()
+        if at_rest and not (guard.running or self.server._attempts):
+            assert (found.calls, found.leases, found.streams) == (0, 0, 0)
+            for engine in self.server._engines:
+                state = engine.snapshot()
+                assert (state.running_jobs, state.waiting_jobs) == (0, 0)
+
     def close(self) -> None:
-        """Stop it."""
+        """Stop it, after a look at whether everything adds up."""
         self.channel.close()
+        try:
+            if self.server._registry.is_ready:
+                self.check()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
         self.run(self.server.stop(grace_s=0.0))
         self._end_loop()
 

@@ -216,6 +216,7 @@ def running_engine(
     engine.start()
     try:
         yield Caller(engine)
+        assert engine.check().result(60) == []
         assert engine.snapshot().slots_used == engine.sessions.holding()
     finally:
         engine.stop(grace_s=5)

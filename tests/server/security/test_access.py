@@ -8,6 +8,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from deqlm.v1 import (
+    admin_pb2,
     generation_pb2,
     model_pb2,
     session_pb2,
@@ -154,6 +155,9 @@ def calls_of(stubs):
         ),
         "ListModels": lambda: stubs.models.ListModels(model_pb2.ListModelsRequest(), **options),
         "GetModel": lambda: stubs.models.GetModel(model_pb2.GetModelRequest(), **options),
+        "CheckInvariants": lambda: stubs.admin.CheckInvariants(
+            admin_pb2.CheckInvariantsRequest(), **options
+        ),
     }
 
 
@@ -165,7 +169,7 @@ _SCORING = {"Score", "ScoreStream"}
 ALLOWED = {
     "ann": _SCORING | {"Generate"} | _SESSIONS | _TEXT | _MODELS,
     "bob": _SCORING | _SESSIONS | _TEXT | _MODELS,
-    "root": _MODELS,
+    "root": _MODELS | {"CheckInvariants"},
     "mon": _MODELS,
 }
 

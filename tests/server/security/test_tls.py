@@ -183,6 +183,21 @@ class TestReload:
         wait_until(lambda: reloads(server, "certificates", "done") == 1)
         assert certificate_of(server) == certificate_in(files) != before
 
+    def test_another_authority_of_clients(
+        self, make_server, files, authority, other_authority, tmp_path
+    ):
+        clients = tmp_path / "clients.pem"
+        clients.write_bytes(authority.cert_pem.bytes())
+        server = make_server(**server_options(files, tls_client_ca=clients))
+        ann = issue(tmp_path, "ann", authority, "ann.example.org")
+        bob = issue(tmp_path, "bob", other_authority, "bob.example.org")
+        assert served(server, files.ca, ann)
+        assert refused(server, files.ca, bob)
+        clients.write_bytes(other_authority.cert_pem.bytes())
+        server.run(reloaded(server))
+        assert served(server, files.ca, bob)
+        assert refused(server, files.ca, ann)
+
     @pytest.mark.parametrize("what", ["no PEM", "another key", "expired", "missing"])
     def test_a_broken_one_changes_nothing(
         self, make_server, files, authority, tmp_path, what, caplog
