@@ -178,6 +178,7 @@ class SessionBase:
 
     def _touch(self, session: Session) -> None:
         session.last_used, session.last_used_time = self._monotonic(), self._wall()
+        self._next_expiry = min(self._next_expiry, session.last_used + session.ttl_s)
         if session.slot is not None:
             self._resident.move_to_end(session.session_id)
 
