@@ -2,8 +2,6 @@
 
 from server.config import ServerConfig
 
-_KEEPALIVE_MS = 30_000
-
 Option = tuple[str, int]
 
 
@@ -24,8 +22,8 @@ def channel_options(config: ServerConfig) -> tuple[Option, ...]:
         ("grpc.max_connection_idle_ms", _ms(config.max_idle_s)),
         ("grpc.server_handshake_timeout_ms", _ms(config.handshake_s)),
         # A client whose machine is gone sends no end: ask, and give its session back.
-        ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
-        ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS // 2),
+        ("grpc.keepalive_time_ms", _ms(config.keepalive_s)),
+        ("grpc.keepalive_timeout_ms", _ms(config.keepalive_s / 2)),
         # Of pings between which no data goes out, two too soon are forgiven.
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", _ms(config.min_ping_s)),

@@ -35,8 +35,9 @@ Handler = Any
 class Guard(grpc.aio.ServerInterceptor):
     """Hands the servicers a ``Call`` in place of gRPC's context."""
 
-    def __init__(self, metrics: Metrics, gate: Gate) -> None:
+    def __init__(self, metrics: Metrics, gate: Gate, *, send_timeout_s: float) -> None:
         self._metrics = metrics
+        self._send_timeout_s = send_timeout_s
         self._gate = gate
         self._running = 0
         self._idle = asyncio.Event()
@@ -100,6 +101,7 @@ class Guard(grpc.aio.ServerInterceptor):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> Any:
         call = Call.begin(context, path.rpartition("/")[2])
+        call.send_timeout_s = self._send_timeout_s
         self._running += 1
         self._idle.clear()
         try:

@@ -291,7 +291,8 @@ class SessionTable:
                 return None
             if session.slot is not None:
                 self._slots.retain(session.slot)
-                return Base(session.slot, session.position, session.totals)
+                tokens = session.tokens or b""
+                return Base(session.slot, session.position, session.totals, tokens)
             assert session.tokens is not None, "a job on a session that is away"
             return Base(None, session.position, session.totals, session.tokens, session.states)
 
@@ -466,6 +467,14 @@ class SessionTable:
             session.forget()
             return True
 
+    def unseat(self, lease: Lease) -> None:
+        """Takes the session of a lease off the device, and forgets its states."""
+        with self._lock:
+            session = self._holder(lease)
+            if session is not None:
+                self._vacate(session)
+                session.states = None
+
     def view(self, lease: Lease) -> SessionView | None:
         """The session of a lease, or None when the lease is over."""
         with self._lock:
@@ -559,7 +568,9 @@ class SessionTable:
         return session if session is not None and session.lease == lease.serial else None
 
     def _touch(self, session: Session) -> None:
-        session.last_used, session.last_used_time = self._monotonic(), self._wall()
+        # The time of day may be set back; nothing is used before it is made.
+        wall = max(self._wall(), session.create_time)
+        session.last_used, session.last_used_time = self._monotonic(), wall
         if session.slot is not None:
             self._resident.move_to_end(session.session_id)
 
