@@ -12,7 +12,7 @@ from google.rpc import status_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 
 from server.call import Call
-from server.errors import rule_for, to_status
+from server.errors import SlowReader, rule_for, to_status
 from server.metrics import Metrics
 from server.security.errors import QuotaExceeded, SecurityError
 from server.security.gate import Gate, before
@@ -114,12 +114,16 @@ class Guard(grpc.aio.ServerInterceptor):
             is_late = call.is_late(within_s=_CLOCK_SKEW_S)
             self._note_failure(call, _Code.DEADLINE_EXCEEDED if is_late else _Code.CANCELLED)
             raise
+        except SlowReader as error:
+            unread = error
         except Exception as error:  # whatever it is, the caller gets a status and the log the rest
             await self._abort(call, error)
         finally:
             self._running -= 1
             if self._running == 0:
                 self._idle.set()
+        # Its status waits behind what the client does not read: the call is over all the same.
+        await self._abort(call, unread)
 
     async def _refuse(
         self,
