@@ -2,6 +2,8 @@
 FROM python:3.12-slim AS build
 ARG TORCH_INDEX=
 WORKDIR /src
+# The compiler makes the kernels for CPUs; it stays in this stage.
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev
 RUN python -m venv /venv
 ENV PATH=/venv/bin:$PATH
 COPY requirements requirements

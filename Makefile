@@ -8,14 +8,14 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo lint format proto slow fuzz accuracy bench bench-training soak lock clean
+.PHONY: help setup test demo lint format proto audit slow fuzz accuracy bench bench-training soak lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) proto ## virtual environment with everything pinned, stubs, editable install
 
-test: lint ## set-up, lint, types and the quick tests
+test: lint audit ## set-up, lint, types and the quick tests
 	scripts/redis
 	$(BIN)/python -m pytest -q -m "not slow and not gpu"
 
@@ -37,6 +37,12 @@ proto: $(INSTALLED) ## generate the gRPC stubs that are out of date
 slow: setup ## the tests that take longer
 	scripts/redis
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+audit: setup ## look the locked packages up among known vulnerabilities, where the network allows it
+	@test -d .audit-tools || \
+		timeout 20 $(PIP) --retries 0 --timeout 5 --no-deps --require-hashes --target .audit-tools \
+		-r requirements/audit.txt || rm -rf .audit-tools
+	@$(BIN)/python scripts/audit.py
 
 fuzz: setup ## try every decoder of bytes: COUNT=1000000 SEED=0 ENGINE=coverage|chance ONLY=part of a name
 	@$(PIP) --require-hashes -r requirements/fuzz.txt || echo "Atheris cannot be had here: inputs by chance"
@@ -61,8 +67,8 @@ lock: $(INSTALLED) ## move requirements/lock.txt to the newest versions that pyp
 	$(BIN)/python scripts/lock.py
 
 clean: ## remove the environment and everything generated
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	rm -f proto/deqlm/v1/*_pb2.py proto/deqlm/v1/*_pb2.pyi proto/deqlm/v1/*_pb2_grpc.py
+	rm -rf $(VENV) .audit-tools build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -f deq_model/native/kernels*.so proto/deqlm/v1/*_pb2.py proto/deqlm/v1/*_pb2.pyi proto/deqlm/v1/*_pb2_grpc.py
 
 # torch comes second: what it needs is then there already, in the locked versions.
 $(LOCKED): requirements/lock.txt requirements/torch.txt
@@ -72,7 +78,8 @@ $(LOCKED): requirements/lock.txt requirements/torch.txt
 	$(PIP) -r requirements/torch.txt
 	@touch $@
 
-# The editable install lists the packages there are, so a new one needs a new install.
-$(INSTALLED): $(LOCKED) pyproject.toml setup.py $(wildcard */__init__.py proto/*/__init__.py)
+# The editable install lists the packages there are, so a new one needs a new install; it compiles
+# the kernels, too.
+$(INSTALLED): $(LOCKED) pyproject.toml setup.py $(wildcard */__init__.py proto/*/__init__.py deq_model/native/*.[ch])
 	$(PIP) --no-build-isolation --no-deps --editable .
 	@touch $@

@@ -1,9 +1,9 @@
-"""Build step of the package: the gRPC stubs are generated before the modules are collected."""
+"""Build steps of the package: gRPC stubs, and the kernels in C where there is a compiler."""
 
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
 
 # A build front end does not put the project's folder on the path.
@@ -21,4 +21,13 @@ class BuildWithStubs(build_py):
         super().run()
 
 
-setup(cmdclass={"build_py": BuildWithStubs})
+KERNELS = Extension(
+    "deq_model.native.kernels",
+    sources=[f"deq_model/native/{name}.c" for name in ("attention", "broyden", "feed_forward")],
+    depends=["deq_model/native/common.h"],
+    extra_compile_args=["-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"],
+    extra_link_args=["-fopenmp"],
+    optional=True,  # without a compiler, or OpenMP, torch does what they would
+)
+
+setup(cmdclass={"build_py": BuildWithStubs}, ext_modules=[KERNELS])

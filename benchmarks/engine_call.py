@@ -11,9 +11,9 @@ from torch.nn import functional
 
 from benchmarks.engine_bench import Bench, Result, spread
 from benchmarks.engine_settings import Setting
-from deq_model.feed_forward import FeedForward, Int8FeedForward, has_int8
 from deq_model.function import EquilibriumWeights
 from deq_model.inference import InferenceFunction
+from deq_model.int8_feed_forward import Int8FeedForward, has_int8
 from deq_model.products import Format
 
 FORMATS: dict[torch.dtype, Format] = {
@@ -87,12 +87,13 @@ def calls(bench: Bench) -> Result:
     for form in dict.fromkeys(FORMATS[setting.dtype] for setting in bench.settings):
         bench.tell(f"reading: {read.measure() / 1e9:.1f} GB/s")
         f = InferenceFunction(weights, form, distances=bench.config.klen)
-        parts[form] = _measured(bench, f, f.feed_forward)
+        parts[form] = _measured(bench, f)
         bench.tell(f"f in {form}")
     if has_int8(bench.device.type):
-        f = InferenceFunction(weights, "float32", distances=bench.config.klen)
-        parts["int8"] = _measured(bench, f, Int8FeedForward(weights))
-        bench.tell("f in int8")
+        for name, exact in (("int8 differences", False), ("int8 exact", True)):
+            f = _with_int8(bench, weights, "float16", exact=exact)
+            parts[name] = _measured(bench, f)
+            bench.tell(f"f in {name}")
     plain = _by_rows(bench, lambda z, u: _plainly(weights, z, u))
     engine: Result = {}
     for setting in bench.settings:
@@ -114,19 +115,45 @@ def calls(bench: Bench) -> Result:
     }
 
 
-def _measured(bench: Bench, f: InferenceFunction, feed_forward: FeedForward) -> Result:
+class _AllAlike:
+    """A feed-forward of 8-bit differences whose rows are all exact, or none."""
+
+    def __init__(self, feed_forward: Int8FeedForward, *, exact: bool) -> None:
+        self.nbytes = feed_forward.nbytes * (1 + exact)
+        self._feed_forward, self._exact = feed_forward, exact
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The feed-forward."""
+        exact = torch.full((len(x),), self._exact)
+        self._feed_forward.set_rows(torch.arange(len(x)), exact)
+        return self._feed_forward(x)
+
+
+def _with_int8(
+    bench: Bench, weights: EquilibriumWeights, form: Format, *, exact: bool
+) -> InferenceFunction:
+    int8 = Int8FeedForward(weights, rows=MANY_ROWS)
+    return InferenceFunction(
+        weights,
+        form,
+        distances=bench.config.klen,
+        feed_forward=_AllAlike(int8, exact=exact),
+    )
+
+
+def _measured(bench: Bench, f: InferenceFunction) -> Result:
     """All of f but the attention, on rows of nobody; and the rate of its feed-forward."""
     config = bench.config
 
     def call(z: Tensor, injection: Tensor) -> Tensor:
         query, _, _ = f.channels(z, injection)
-        return f.finish(query.flatten(1), z, feed_forward)
+        return f.finish(query.flatten(1), z)
 
     x = torch.randn(MANY_ROWS, config.d_model, device=bench.device)
-    best = min(seconds_each(lambda: feed_forward(x), bench.device))
+    best = min(seconds_each(lambda: f.feed_forward(x), bench.device))
     operations = 4 * config.d_model * config.d_inner
     return {
-        "nbytes": f.nbytes - f.feed_forward.nbytes + feed_forward.nbytes,
+        "nbytes": f.nbytes,
         "operations_per_s": MANY_ROWS * operations / best,
         "operations_per_row": operations + 8 * config.d_model**2,
         "seconds": _by_rows(bench, call),
@@ -167,6 +194,10 @@ def _in_engine(bench: Bench, setting: Setting) -> Result:
         begin = len(driver.calls.made)
         driver.generate(bench.sizes.drawn, seed=bench.seed, session=session).wait()
         times = [call.seconds for call in driver.calls.made[begin:] if call.rows == 1]
-    weights = bench.load().model.f.fold().detach()
-    f = InferenceFunction(weights, FORMATS[setting.dtype], distances=bench.config.klen)
+        early = driver.engine.early_int8
+    weights, form = bench.load().model.f.fold().detach(), FORMATS[setting.dtype]
+    if early:  # most calls are of differences; the others, which read more, are in the times too
+        f = _with_int8(bench, weights, form, exact=False)
+    else:
+        f = InferenceFunction(weights, form, distances=bench.config.klen)
     return {"nbytes": f.nbytes, "seconds": spread(times)}

@@ -19,7 +19,7 @@ from server.engine.observer import Unobserved
 from server.engine.requests import GenerateJob, Piece, Sampling, ScoreJob, Stop
 from server.engine.results import TERMINAL, Drawn, Event, Failed, Generated, Scored
 from server.engine.solve import Solve
-from server.loading import pick_early
+from server.loading import pick_early, pick_threads
 
 OWNER = "benchmark"
 
@@ -155,7 +155,8 @@ class Driver:
             limits=self.limits,
             observer=self.calls,
             warm_start=warm_start if setting.warm else None,
-            early_int8=pick_early(early, device, checkpoint.config),
+            early_int8=pick_early(early, device, setting.dtype, checkpoint.config),
+            threads=pick_threads(early, checkpoint.config),
         )
         self._serial = 0
         if setting.by_cost:

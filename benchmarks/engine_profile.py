@@ -13,25 +13,28 @@ from unittest import mock
 from benchmarks.engine_bench import Bench, Result, places
 from benchmarks.engine_drive import Driver
 from benchmarks.engine_settings import Setting
-from deq_model.feed_forward import Int8FeedForward, PreparedFeedForward
+from deq_model.feed_forward import PreparedFeedForward
 from deq_model.inference import InferenceFunction
+from deq_model.int8_feed_forward import Int8FeedForward
 from deq_model.solvers.rows import RowSolver
 from server.engine import jobs
 from server.engine.batch import Batch
 from server.engine.guessing import Guesses
 from server.engine.jobs import JobRunner
 from server.engine.packing import Packing
+from server.engine.rings import RingPacking
 
 REST = "the rest"
 PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
-    "feed-forward, accurate": ((PreparedFeedForward, "__call__"),),
-    "feed-forward, 8 bits": ((Int8FeedForward, "__call__"),),
+    "feed-forward": ((PreparedFeedForward, "__call__"), (Int8FeedForward, "__call__")),
     "other products, layer norm": (
         (InferenceFunction, "channels"),
         (InferenceFunction, "finish"),
     ),
-    "attention": ((Packing, "__init__"), (Packing, "attend")),
-    "solver": ((RowSolver, "propose"), (RowSolver, "observe")),
+    "attention": tuple(
+        (kind, name) for kind in (Packing, RingPacking) for name in ("__init__", "attend")
+    ),
+    "solver": ((RowSolver, "propose"), (RowSolver, "advance")),
     "tokens that enter and leave": ((Batch, "enter"), (Batch, "_store")),
     "softmax": ((jobs, "score"), (jobs, "sources")),
     "draws and guesses": ((jobs, "draw_next"), (Guesses, "make")),

@@ -20,8 +20,7 @@ class Setting:
         tol: relative residual at which a token is accepted.
         max_nfe: budget of a token.
         warm: start from the map beside the checkpoint, if there is one.
-        early: number format of the feed-forward's weights while a token is far from its fixed
-            point, as the server's ``early_dtype``.
+        early: how the feed-forward is computed, as the server's ``early_dtype``.
         by_cost: give out rows by the times of calls, which the engine measures first.
         limits: fields of ``EngineLimits`` that differ from their defaults.
     """
@@ -39,8 +38,8 @@ class Setting:
 
 _SERVED = Setting(
     name="served",
-    what="as deqlm serve does by default: weights in float16, early calls of large models in int8, "
-    "3e-3",
+    what="as deqlm serve does by default: weights in float16, large feed-forwards by differences "
+    "in 8 bits, 3e-3",
     dtype=torch.float16,
     tol=3e-3,
     early="auto",
@@ -57,7 +56,7 @@ SETTINGS = {
             _SERVED, name="unguessed", what="served, no token guessed", limits={"guess_ahead": 0}
         ),
         replace(_SERVED, name="cold", what="served, from zeros", warm=False),
-        replace(_SERVED, name="float16", what="served, without early calls in int8", early="none"),
+        replace(_SERVED, name="float16", what="served, without 8-bit differences", early="none"),
         replace(
             _SERVED,
             name="float32-3e-3",

@@ -7,6 +7,8 @@ the injection, so that with q' = s (q + r_w) a score is ``q'·k + q'·R(δ) + s 
 Letters: n rows, D ``d_model``, H ``n_head``, d ``d_head``, T distances.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -16,21 +18,42 @@ from deq_model.function import LAYER_NORM_EPS, EquilibriumWeights
 from deq_model.products import Format, prepare
 
 
+@dataclass(frozen=True, slots=True)
+class DistanceTable:
+    """What distances add to scores, as a loop over keys reads it.
+
+    Attributes:
+        positions: ``(H, T, d)``, to be multiplied by the query.
+        constant: ``(H, T)``, whatever the query.
+    """
+
+    positions: Tensor
+    constant: Tensor
+
+
 class InferenceFunction:
     """The parts of f between which a caller does the attention.
 
     Attributes:
-        feed_forward: the accurate one.
+        feed_forward: in the number format of the other products, or the caller's.
         nbytes: of the weights that one call reads.
     """
 
-    def __init__(self, weights: EquilibriumWeights, form: Format, *, distances: int) -> None:
+    def __init__(
+        self,
+        weights: EquilibriumWeights,
+        form: Format,
+        *,
+        distances: int,
+        feed_forward: FeedForward | None = None,
+    ) -> None:
         """Prepares folded weights, which are in the dtype of states and on the device to be used.
 
         Args:
             weights: in full precision; they are copied.
             form: number format of the products.
             distances: T; no query may see a key at this distance or further.
+            feed_forward: another one than the weights'; it has their place in ``nbytes``.
         """
         config = weights.config
         self.config, self._d_model = config, config.d_model
@@ -39,7 +62,7 @@ class InferenceFunction:
         qkv[: self._d_model] *= self._scale
         self._qkv = prepare(qkv, None, form)
         self._o = prepare(weights.o, weights.o_bias, form)
-        self.feed_forward: FeedForward = PreparedFeedForward(weights, form)
+        self.feed_forward = feed_forward or PreparedFeedForward(weights, form)
         self.nbytes = self._qkv.nbytes + self._o.nbytes + self.feed_forward.nbytes
         self._query_bias = (self._scale * weights.r_w_bias).detach().flatten()
         self._set_positions(weights, distances)
@@ -56,6 +79,12 @@ class InferenceFunction:
     def hidden(self) -> int:
         """The distance that stands for a key that is not seen."""
         return self._positions.shape[2] - 1
+
+    def distance_table(self) -> DistanceTable:
+        """A copy without the column of keys that are not seen."""
+        positions = self._positions[:, :, : self.hidden].transpose(1, 2)
+        constant = self._constant[:, 0, : self.hidden]
+        return DistanceTable(positions.contiguous(), constant.contiguous())
 
     def fold_injection(self, injection: Tensor) -> Tensor:
         """``(…, 3·D)`` as the model makes it, to what ``channels`` takes."""
@@ -83,13 +112,12 @@ class InferenceFunction:
         """
         return torch.baddbmm(self._constant, query.transpose(0, 1), self._positions)
 
-    def finish(self, mixed: Tensor, z: Tensor, feed_forward: FeedForward) -> Tensor:
+    def finish(self, mixed: Tensor, z: Tensor) -> Tensor:
         """From attention's result to f(z).
 
         Args:
             mixed: ``(n, D)``, values by the softmax of the scores.
             z: ``(n, D)``.
-            feed_forward: the accurate one, or another.
 
         Returns:
             ``(n, D)`` in the dtype of z.
@@ -97,7 +125,7 @@ class InferenceFunction:
         pre = self.config.pre_lnorm
         hidden = _sum(self._o(mixed), z)
         hidden = hidden if pre else _layer_norm(hidden)
-        out = feed_forward(_layer_norm(hidden) if pre else hidden) + hidden
+        out = self.feed_forward(_layer_norm(hidden) if pre else hidden) + hidden
         return out if pre else _layer_norm(out)
 
 

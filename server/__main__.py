@@ -77,7 +77,8 @@ async def _run(server: "Server") -> None:
     stop = _stop_signal()
     await server.start()
     if server.has_files and hasattr(signal, "SIGHUP"):
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, loop.run_in_executor, None, server.reload)
     checks: set[asyncio.Task[object]] = set()
     if hasattr(signal, "SIGUSR1"):
 

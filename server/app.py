@@ -169,7 +169,7 @@ class Server:
         return self._guarding.has_files
 
     def reload(self) -> None:
-        """Read certificates and who may call anew; calls that run go on."""
+        """Read certificates and who may call anew, on any thread; calls that run go on."""
         self._guarding.reloader.reload()
 
     async def check(self) -> Findings:

@@ -2,6 +2,13 @@
 
 from server.config import ServerConfig
 
+_PENDING_CALLS = 1 << 14
+"""Calls that have come and that Python has not seen, from which gRPC drops some, whosesoever.
+
+By its own bound of 1000 a single connection whose calls are reset at once has others' calls
+CANCELLED. One takes a few kilobytes.
+"""
+
 Option = tuple[str, int]
 
 
@@ -18,6 +25,8 @@ def channel_options(config: ServerConfig) -> tuple[Option, ...]:
         ("grpc.max_metadata_size", config.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", config.max_metadata_bytes),
         ("grpc.max_concurrent_streams", config.max_streams),
+        ("grpc.server.max_pending_requests", _PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * _PENDING_CALLS),
         ("grpc.max_allowed_incoming_connections", config.max_connections),
         ("grpc.max_connection_idle_ms", _ms(config.max_idle_s)),
         ("grpc.server_handshake_timeout_ms", _ms(config.handshake_s)),

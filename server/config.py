@@ -150,8 +150,8 @@ class ServerConfig(SecurityOptions):
         metrics_port: TCP port for metrics; 0 takes a free one, -1 turns metrics off.
         device: where models run: cpu, cuda or cuda:N.
         dtype: number format of the weights; auto is bfloat16 on cuda and float16 on cpu, where states and sums are in float32 all the same.
-        early_dtype: number format of the feed-forward's weights while a token is far from its fixed point; int8 is for CPUs with AVX-512, auto takes it where that pays, none never.
-        threads: CPU threads of one tensor operation; 0 leaves the choice to torch.
+        early_dtype: how the feed-forward is computed on a CPU: int8 is by two bytes a number once for a token, and otherwise by differences from there in one byte, which needs AVX-512 VNNI and the kernels in C; auto takes it for large models in float16, none never.
+        threads: CPU threads of one tensor operation; 0 takes as many as there are cores for large models, and one for small ones, whose calls would wait longer for threads than they take.
         max_batch_tokens: most tokens in one call of f; fewer take part where that is quicker, or where streams of generated tokens would have to wait.
         max_running: most sequences solved together, each with working memory of its own; a quarter is kept for owners that have none running.
         max_queue: most requests that may wait.

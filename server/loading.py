@@ -10,7 +10,8 @@ from deq_model.checkpoint import load_checkpoint
 from deq_model.config import ModelConfig
 from deq_model.devices import find_device
 from deq_model.errors import CheckpointError
-from deq_model.feed_forward import has_int8
+from deq_model.int8_feed_forward import has_int8
+from deq_model.native.library import find
 from deq_model.products import has_kernel
 from deq_model.warm_start import load_warm_start
 from server.config import ModelSource, ServerConfig, ServerConfigError
@@ -19,8 +20,12 @@ from server.engine.observer import Observer
 
 _log = logging.getLogger(__name__)
 
-_LEAST_INT8_WEIGHTS = 1 << 22
-"""Of the feed-forward: with fewer, products take no longer in the accurate format."""
+_LARGE = 1 << 22
+"""Weights of a feed-forward that is worth a second thread, and 8 bits.
+
+With a quarter of that (the bundled models) two threads wait for each other longer than they share:
+they generated 300 tokens per second, one thread 450; scoring 800 and 1,100.
+"""
 
 Loader = Callable[[ModelSource, ServerConfig, Observer], Engine]
 """Makes a warm engine; blocks while it does."""
@@ -56,7 +61,8 @@ def load_engine(source: ModelSource, config: ServerConfig, observer: Observer) -
             limits=config.engine_limits,
             observer=observer,
             warm_start=warm_start,
-            early_int8=pick_early(config, device, checkpoint.config),
+            early_int8=pick_early(config, device, dtype, checkpoint.config),
+            threads=pick_threads(config, checkpoint.config),
         )
         engine.measure_calls()
     except (MemoryError, RuntimeError) as error:
@@ -68,13 +74,18 @@ def load_engine(source: ModelSource, config: ServerConfig, observer: Observer) -
             f"{config.max_batch_tokens}: it does not"
         ) from error
     engine.start()
+    if device.type == "cpu" and find("attend") is None:
+        _log.warning(
+            "without the kernels in C calls of f take longer: install deqlm where there is a C "
+            "compiler"
+        )
     _log.info(
         "loaded model %s: %s parameters, %s%s on %s, solves begin at %s, in %.1f s",
         source.name,
         f"{engine.n_parameters:,}",
         str(dtype).removeprefix("torch."),
         " after int8" if engine.early_int8 else "",
-        device,
+        f"cpu (threads: {engine.threads})" if device.type == "cpu" else device,
         "zeros" if warm_start is None else f"a {warm_start.kind} map's states",
         time.monotonic() - began,
     )
@@ -102,16 +113,29 @@ def pick_dtype(config: ServerConfig, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def pick_early(config: ServerConfig, device: torch.device, model: ModelConfig) -> bool:
-    """Whether early calls of f may be in 8 bits.
+def pick_early(
+    config: ServerConfig, device: torch.device, dtype: torch.dtype, model: ModelConfig
+) -> bool:
+    """Whether the feed-forward may be computed by differences in 8 bits.
 
     Raises:
-        ServerConfigError: they must be, and this machine cannot.
+        ServerConfigError: it must be, and this machine cannot.
     """
     can = has_int8(device.type)
     if config.early_dtype == "int8" and not can:
         raise ServerConfigError(
-            f"early_dtype must be none or auto on {device}: int8 needs a CPU with AVX-512"
+            f"early_dtype must be none or auto on {device}: int8 needs a CPU with AVX-512 VNNI, "
+            "and the kernels that a C compiler makes when deqlm is installed"
         )
-    large = 2 * model.d_model * model.d_inner >= _LEAST_INT8_WEIGHTS
-    return can and (config.early_dtype == "int8" or (config.early_dtype == "auto" and large))
+    pays = is_large(model) and dtype == torch.float16
+    return can and (config.early_dtype == "int8" or (config.early_dtype == "auto" and pays))
+
+
+def pick_threads(config: ServerConfig, model: ModelConfig) -> int:
+    """CPU threads of one tensor operation, 0 for as many as torch has."""
+    return config.threads or (0 if is_large(model) else 1)
+
+
+def is_large(model: ModelConfig) -> bool:
+    """Whether calls of f take long by their products, not by all that is around them."""
+    return 2 * model.d_model * model.d_inner >= _LARGE

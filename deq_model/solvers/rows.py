@@ -6,12 +6,14 @@ int64 indices; a tensor that is returned is never a view of the solver's state.
 
 import dataclasses
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from deq_model.solvers.fused import FusedStep, can_fuse
 from deq_model.solvers.line_search import Backtracking
+from deq_model.solvers.native import NativeStep, can_run
 from deq_model.solvers.options import Method, StopMode
 from deq_model.solvers.select import chosen, fill, finite_rows, seldom
 from deq_model.solvers.updates import Broyden, Rows, make_rule
@@ -25,6 +27,9 @@ _BEST = slice(3, 5)
 """A row's five vectors: the state to ask f at; the state and the residual that the last step began
 from; the best state and its residual. They lie in one buffer, since a call on few rows costs as
 much as the tensor operations it takes, whatever their size."""
+
+
+_Step = TypeVar("_Step", FusedStep, NativeStep)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +103,17 @@ class RowSolver:
         self._least = like.new_full((capacity, 2), torch.inf)  # relative and absolute, of the best
         self._damping = like.new_ones(capacity)
         plain = stop_mode == "rel" and not line_search
-        self._fused = self.fused_step() if plain and can_fuse(device) else None
+        self._fused: FusedStep | NativeStep | None = None
+        if plain and can_fuse(device):
+            self._fused = self.fused_step(FusedStep)
+        elif plain and can_run(like):
+            self._fused = self.fused_step(NativeStep)
 
-    def fused_step(self) -> FusedStep | None:
+    def fused_step(self, kind: type[_Step]) -> _Step | None:
         """The kernel that does what ``observe`` does, on this solver's rows; None for no such."""
         if not isinstance(self._rule, Broyden):
             return None
-        return FusedStep(
+        return kind(
             state=self._state,
             least=self._least,
             damping=self._damping,

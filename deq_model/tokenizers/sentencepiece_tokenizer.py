@@ -43,6 +43,7 @@ class SentencePieceTokenizer:
         self._newline_id = _required_id(processor, "\n")
         _check_keeps_text(processor)
         self._bytes = [_piece_bytes(processor, i) for i in range(processor.get_piece_size())]
+        self._check_spelling()
         self._encode_segment = lru_cache(_CACHED_SEGMENTS)(self._compute_segment)
 
     @classmethod
@@ -106,6 +107,17 @@ class SentencePieceTokenizer:
     def save(self, folder: Path) -> None:
         """Write ``tokenizer.model``."""
         (folder / MODEL_FILE).write_bytes(self._processor.serialized_model_proto())
+
+    def _check_spelling(self) -> None:
+        """Refuse models in which a piece that any text may need is of another kind."""
+        needed = {self._newline_id: b"\n"}
+        needed |= {token_id: bytes([byte]) for byte, token_id in enumerate(self._byte_ids)}
+        for token_id, spelled in needed.items():
+            if self._bytes[token_id] != spelled:
+                raise TokenizerFileError(
+                    f"piece {token_id} of the model must spell {spelled!r}, "
+                    f"got {self._bytes[token_id]!r}"
+                )
 
     def _compute_segment(self, segment: str) -> tuple[int, ...]:
         if segment == "\n":

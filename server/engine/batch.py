@@ -10,24 +10,22 @@ import torch
 from torch import Tensor
 
 from deq_model.embedding import AdaptiveEmbedding
-from deq_model.feed_forward import FeedForward, Int8FeedForward
 from deq_model.function import EquilibriumWeights
 from deq_model.inference import InferenceFunction
+from deq_model.int8_feed_forward import Int8FeedForward
 from deq_model.model import DEQLanguageModel
 from deq_model.products import Format, prepare
 from deq_model.solvers.options import Method
 from deq_model.solvers.rows import RowSolver
 from deq_model.warm_start import WarmStart
-from server.engine.calls import Calls, Mixed, PackedCalls, Parts
+from server.engine.calls import Calls, PackedCalls, Parts
 from server.engine.graphs import PaddedCalls
 from server.engine.layout import Layout, Layouts
 from server.engine.ledger import Ledger, Options, Verdict
-from server.engine.precision import Costs
 from server.engine.scheduler import Entry, Scheduler, Sequence
 from server.engine.slab import Slab
 from server.engine.solve import Solved
 from server.engine.starts import first_states
-from server.engine.timing import product_costs
 from server.engine.transfer import sent
 
 _PORTION = 1 << 14
@@ -62,7 +60,7 @@ class Batch:
         *,
         max_rows: int,
         form: Format,
-        rough: bool = False,
+        early_int8: bool = False,
         method: Method = "broyden",
         depth: int = 30,
         warm_start: WarmStart | None = None,
@@ -76,7 +74,7 @@ class Batch:
             slab: memory of the sequences.
             max_rows: tokens that may be solved at once.
             form: number format of the products of f.
-            rough: whether rows far from their fixed point may be computed in 8 bits, on a CPU.
+            early_int8: whether the feed-forward is one of 8-bit differences, on a CPU.
             method: of the solver.
             depth: past steps that a row remembers.
             warm_start: map to first states; None for zeros.
@@ -88,10 +86,11 @@ class Batch:
         self._padded = like.device.type != "cpu" if padded is None else padded
         self._slab, self._warm_start = slab, warm_start
         self._embed = _Table(model.embedding, like, form) if self._padded else model.embedding
-        self._f = InferenceFunction(weights, form, distances=config.klen)
+        self._int8 = (
+            Int8FeedForward(weights, rows=max_rows) if early_int8 and not self._padded else None
+        )
+        self._f = InferenceFunction(weights, form, distances=config.klen, feed_forward=self._int8)
         self._inject = prepare(model.injection.weight, model.injection.bias, form)
-        self._rough = Int8FeedForward(weights) if rough and not self._padded else None
-        self._costs: Costs | None = None
         capacity = max_rows + self._padded
         self._solver = RowSolver(
             method,
@@ -116,18 +115,9 @@ class Batch:
         return self._warm_start is not None
 
     def warm_up(self) -> None:
-        """Records the graphs of streams on a GPU; elsewhere times the feed-forward.
-
-        That is in both formats, if there are two: until then all rows are accurate.
-        """
+        """Records the graphs of streams on a GPU."""
         if isinstance(self._calls, PaddedCalls):
             self._calls.prepare(self._slab.spare)
-        if self._rough is not None:
-            sample = torch.randn(self._max_rows, self._f.config.d_model)
-            self._costs = Costs(
-                accurate=product_costs(self._f.feed_forward, sample),
-                rough=product_costs(self._rough, sample),
-            )
 
     def enter(self, entries: Seq[Entry]) -> None:
         """Starts the solves of tokens that enter."""
@@ -144,10 +134,6 @@ class Batch:
         self._solver.start(rows, z_init)
         for entry in entries:
             self._ledger.begin(entry.row)
-
-    def bring_near(self, rows: Seq[int]) -> None:
-        """Takes rows for near their fixed points, so that they are computed accurately."""
-        self._ledger.bring_near(rows)
 
     def far(self, rows: Seq[int]) -> float:
         """Largest relative residual in the last calls on rows; inf where there was none."""
@@ -194,34 +180,27 @@ class Batch:
         layout = self._layouts.of(scheduler.active)
         if relearning := self._ledger.relearning(layout):
             self._solver.forget(sent(relearning, self._injection.device))
-        rough = self._choose(layout, options)
-        settled = self._ledger.settled(layout, set(rough))
+        new = self._choose_anchors(layout, options)
         residual = self._calls.call(
-            layout,
-            settled,
-            most_calls=self._ledger.most_calls(layout),
-            feed_forward=self._feed_forward(rough, len(settled)),
+            layout, self._ledger.settled(layout, new), most_calls=self._ledger.most_calls(layout)
         )
-        self._ledger.note(layout, options, residual)
+        error = [0.0] * len(residual) if self._int8 is None else self._int8.error_by_row()
+        self._ledger.note(layout, residual, error)
         verdicts = self._ledger.judge(layout, options, residual)
         accepted = self._store(verdicts)
         self._ledger.leave(scheduler, layout, verdicts, residual)
         return accepted
 
-    def _choose(self, layout: Layout, options: Options) -> list[int]:
-        """Rows of the call to compute roughly."""
-        if self._rough is None or self._costs is None:
-            return []
-        return self._ledger.rough(layout, options, self._costs)
-
-    def _feed_forward(self, rough: list[int], n: int) -> FeedForward | None:
-        """With some of n rows in 8 bits; None where all are accurate."""
-        if not rough:
-            return None
-        assert self._rough is not None
-        if len(rough) == n:
-            return self._rough
-        return Mixed(self._rough, self._f.feed_forward, rough, n)
+    def _choose_anchors(self, layout: Layout, options: Options) -> list[bool]:
+        """Sets what the feed-forward's rows are differences from; which get an anchor now."""
+        if self._int8 is None:
+            return [False] * len(layout.row_ids)
+        exact = self._ledger.exact(layout, options)
+        own = self._ledger.anchored(layout, exact)
+        rows = zip(layout.row_ids, own, strict=True)
+        anchors = [row if has_one else self._int8.zero for row, has_one in rows]
+        self._int8.set_rows(torch.tensor(anchors), torch.tensor(exact))
+        return exact
 
     def _store(self, verdicts: list[Verdict]) -> list[Accepted]:
         if not verdicts:

@@ -9,12 +9,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from deq_model.feed_forward import FeedForward
 from deq_model.inference import InferenceFunction
 from deq_model.solvers.rows import RowSolver
 from server.engine.layout import Layout
 from server.engine.ledger import Verdict
 from server.engine.packing import Packing
+from server.engine.rings import RingPacking, Rings, can_run
 from server.engine.slab import Slab
 
 MOST_STEP = 10.0
@@ -58,21 +58,13 @@ class Kept:
 class Calls(Protocol):
     """Makes the calls of f. A call, then what is to be kept of it."""
 
-    def call(
-        self,
-        layout: Layout,
-        settled: list[bool],
-        *,
-        most_calls: int,
-        feed_forward: FeedForward | None = None,
-    ) -> list[float]:
+    def call(self, layout: Layout, settled: list[bool], *, most_calls: int) -> list[float]:
         """One call of f, and the solver's next step.
 
         Args:
             layout: the rows.
             settled: rows whose f is the one of their last call.
             most_calls: no row has had more before this one.
-            feed_forward: another one than the accurate one of f.
 
         Returns:
             The relative residuals.
@@ -87,30 +79,29 @@ class PackedCalls:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self._rings = Rings(parts.f, parts.slab) if can_run(parts.slab) else None
         self._layout: Layout | None = None
-        self._packing: Packing
+        self._packing: Packing | RingPacking
         self._z: Tensor
 
-    def call(
-        self,
-        layout: Layout,
-        settled: list[bool],
-        *,
-        most_calls: int,
-        feed_forward: FeedForward | None = None,
-    ) -> list[float]:
+    def call(self, layout: Layout, settled: list[bool], *, most_calls: int) -> list[float]:
         """See ``Calls``."""
         parts = self._parts
         if layout is not self._layout:
             self._layout = layout
-            self._packing = Packing(layout, parts.slab, parts.f.hidden)
+            self._packing = (
+                Packing(layout, parts.slab, parts.f.hidden)
+                if self._rings is None
+                else self._rings.lay(layout)
+            )
         rows = self._packing.rows
         z = self._z = parts.solver.propose(rows)
         query, key, value = parts.f.channels(z, parts.injection[rows])
         mixed = self._packing.attend(parts.f, query, key, value)
-        f_z = parts.f.finish(mixed, z, feed_forward or parts.f.feed_forward)
-        known = torch.tensor(settled, device=z.device)
-        residual: list[float] = parts.solver.observe(rows, f_z, settled=known).residual_rel.tolist()
+        f_z = parts.f.finish(mixed, z)
+        seen, known = z.new_empty(len(z), 2), torch.tensor(settled, device=z.device)
+        parts.solver.advance(rows, f_z, settled=known, most=most_calls, seen=seen, measured=self._z)
+        residual: list[float] = seen[:, 0].tolist()
         return residual
 
     def keep(self, verdicts: list[Verdict]) -> Kept:
@@ -146,22 +137,3 @@ def onward(z: Tensor, proposed: Tensor, residual: Tensor) -> Tensor:
     step = (proposed - z).norm(dim=1)
     wild = step > MOST_STEP * residual * z.norm(dim=1)
     return torch.where(wild[:, None], z, proposed)
-
-
-class Mixed:
-    """A feed-forward that is rough in some rows of a call."""
-
-    def __init__(self, rough: FeedForward, accurate: FeedForward, which: list[int], n: int) -> None:
-        """The rows ``which`` of n are rough."""
-        self.nbytes = rough.nbytes + accurate.nbytes
-        self._rough, self._accurate = rough, accurate
-        chosen = set(which)
-        self._which = torch.tensor(which)
-        self._others = torch.tensor([i for i in range(n) if i not in chosen])
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Both, each on its own rows."""
-        out = torch.empty_like(x)
-        out[self._which] = self._rough(x[self._which])
-        out[self._others] = self._accurate(x[self._others])
-        return out

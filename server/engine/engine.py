@@ -78,6 +78,7 @@ class Engine:
         observer: Observer | None = None,
         warm_start: WarmStart | None = None,
         early_int8: bool = False,
+        threads: int = 0,
         costs: CostCurve | None = None,
     ) -> None:
         """Takes the checkpoint over: its weights are folded, cast and moved.
@@ -90,8 +91,8 @@ class Engine:
             limits: sizes.
             observer: told about every call of f, once the engine is warm.
             warm_start: map to first states, fitted for this checkpoint; None for zeros.
-            early_int8: compute the feed-forward in 8 bits for rows far from their fixed point,
-                where ``measure_calls`` finds that it pays.
+            early_int8: compute the feed-forward by differences in 8 bits, on a CPU that can.
+            threads: of the CPU, for one tensor operation; 0 for as many as torch has.
             costs: what a call of f takes by its rows, see ``measure_calls``; until they are known
                 calls are filled, whatever time they take.
 
@@ -107,6 +108,7 @@ class Engine:
         self.fingerprint = checkpoint.fingerprint
         self.n_parameters = model.n_parameters()
         self.device, self.dtype, self.early_int8 = device, dtype, early_int8
+        self.threads = threads or torch.get_num_threads()
         weights = model.f.fold().detach()
         del model.f  # the folded weights replace it
         # Each job may hold its base beside what sessions hold, and one may be about to be held.
@@ -143,7 +145,7 @@ class Engine:
             self._slab,
             max_rows=limits.max_batch_tokens,
             form=_FORMS[dtype],
-            rough=early_int8,
+            early_int8=early_int8,
             method=self.solver,
             warm_start=None if warm_start is None else warm_start.to(device, dtype),
         )
@@ -197,9 +199,12 @@ class Engine:
 
     def measure_calls(self) -> None:
         """Times calls of f of several sizes, by which rows are given out; before ``start``."""
+        others = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
         with torch.inference_mode():
             self._batch.warm_up()
             self._scheduler.costs = call_costs(self._batch, self._slab, self.limits)
+        torch.set_num_threads(others)
 
     def start(self) -> None:
         """Starts the thread, solves a first text to warm up, then takes jobs.
@@ -345,6 +350,7 @@ class Engine:
 
     def _loop(self) -> None:
         try:
+            torch.set_num_threads(self.threads)  # of this thread alone
             with torch.inference_mode():
                 while self._wait_for_work():
                     self._turn()

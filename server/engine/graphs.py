@@ -14,7 +14,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from deq_model.feed_forward import FeedForward
 from server.engine.calls import Kept, Parts, onward
 from server.engine.layout import Layout
 from server.engine.ledger import Verdict
@@ -146,7 +145,7 @@ class PaddedCall:
         z = parts.solver.propose(rows)
         query, key, value = parts.f.channels(z, parts.injection[rows])
         parts.slab.write_keys(self._work, self._entries, key, value)
-        f_z = parts.f.finish(self._attend(query), z, parts.f.feed_forward)
+        f_z = parts.f.finish(self._attend(query), z)
         parts.solver.advance(
             rows,
             f_z,
@@ -241,16 +240,8 @@ class PaddedCalls:
                 self._recorded(shape, most)
             self._keep_of(shape.rows)
 
-    def call(
-        self,
-        layout: Layout,
-        settled: list[bool],
-        *,
-        most_calls: int,
-        feed_forward: FeedForward | None = None,
-    ) -> list[float]:
-        """See ``Calls``; all rows are computed accurately."""
-        assert feed_forward is None, "there is one feed-forward on a GPU"
+    def call(self, layout: Layout, settled: list[bool], *, most_calls: int) -> list[float]:
+        """See ``Calls``."""
         if layout is not self._layout:
             self._layout = layout
             self._arrangement = arrange(

@@ -1,10 +1,9 @@
 """What is known of the solves, and which tokens are done after a call of f. No torch."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from server.engine.layout import Layout
-from server.engine.precision import MOST_ROUGH, Costs, rough_rows, switch_residual
+from server.engine.precision import is_exact_enough, wants_exact
 from server.engine.scheduler import GATE, Scheduler, Sequence
 from server.engine.solve import Solve, Solved
 
@@ -22,8 +21,9 @@ class _Row:
             not of its budget.
         early: whether its last call came before its turn: a token before it was far.
         residual: relative, in the last of them.
-        far: whether it is far enough from its fixed point for a rough f.
-        rough: whether its last call was of the rough f.
+        error: relative, of f in the last of them, by a feed-forward that is a difference from its
+            anchor; 0 where it was exact.
+        anchored: whether it has an anchor of its own.
         settled: whether its history is what it was in its last call, were it the first of its
             window.
     """
@@ -32,8 +32,8 @@ class _Row:
     ahead: int = 0
     early: bool = False
     residual: float = float("inf")
-    far: bool = True
-    rough: bool = False
+    error: float = 0.0
+    anchored: bool = False
     settled: bool = True
 
     @property
@@ -86,11 +86,6 @@ class Ledger:
         """Relative residual in the last call on a row; inf before the first."""
         return self._rows[row].residual
 
-    def bring_near(self, rows: Iterable[int]) -> None:
-        """Takes rows for near their fixed points."""
-        for row in rows:
-            self._rows[row].far = False
-
     def relearning(self, layout: Layout) -> list[int]:
         """Rows whose turn has come, after calls that came before it.
 
@@ -109,42 +104,58 @@ class Ledger:
         """Calls of f on the row that has had most."""
         return max(self._rows[row].nfe for row in layout.row_ids)
 
-    def rough(self, layout: Layout, options: Options, costs: Costs) -> list[int]:
-        """Rows of the call to compute roughly."""
-        wishes = []
-        for sequence in layout.sequences:
-            # What a token is accepted with when its budget is spent must be of the accurate f.
-            most = options[sequence].max_nfe - 1
-            behind_far = False
-            for row in (self._rows[row_id] for row_id in sequence.active):
-                # Behind a token that is far, more than rough is wasted: its history will change.
-                behind_far = behind_far or row.far
-                wishes.append(behind_far and row.charged < most and row.nfe < MOST_ROUGH)
-        return rough_rows(wishes, costs)
+    def exact(self, layout: Layout, options: Options) -> list[bool]:
+        """Which rows of the call are to be computed exactly, and become their own anchors.
 
-    def settled(self, layout: Layout, rough: set[int]) -> list[bool]:
-        """Which rows' f is the one of their last call: the first of a window, mostly."""
+        All that should be, once one of them is the first of its window and can be accepted: an
+        exact row reads the weights' second bytes, which others then have for little more.
+        """
+        wanted, needed = [], False
+        for sequence in layout.sequences:
+            solve = options[sequence]
+            behind_far = False
+            for i, row in enumerate(self._rows[row_id] for row_id in sequence.active):
+                # What a token is accepted with when its budget is spent must be of the exact f.
+                last = row.charged >= solve.max_nfe - 1
+                # Behind a token that is far a row will move yet: its anchor would be left behind.
+                wants = not behind_far and wants_exact(
+                    error=row.error, residual=row.residual, tol=solve.tol
+                )
+                wanted.append(last or wants)
+                needed = needed or last or (wants and i == 0)
+                behind_far = behind_far or row.residual > GATE
+        return wanted if needed else [False] * len(wanted)
+
+    def anchored(self, layout: Layout, exact: list[bool]) -> list[bool]:
+        """Which rows of the call are differences from their own anchors, or become those."""
+        for row_id, now in zip(layout.row_ids, exact, strict=True):
+            row = self._rows[row_id]
+            row.anchored = row.anchored or now
+        return [self._rows[row_id].anchored for row_id in layout.row_ids]
+
+    def settled(self, layout: Layout, new_anchor: list[bool]) -> list[bool]:
+        """Which rows' f is the one of their last call: the first of a window, mostly.
+
+        Not with a new anchor: residuals of differences from another one are of another f.
+        """
         settled = [False] * len(layout.row_ids)
         for offset in layout.offsets:
-            settled[offset] = self._rows[layout.row_ids[offset]].settled
-        for i, row_id in enumerate(layout.row_ids):
-            row = self._rows[row_id]
-            settled[i] = settled[i] and (row.nfe == 0 or row.rough == (i in rough))
-            row.rough = i in rough
+            row = self._rows[layout.row_ids[offset]]
+            settled[offset] = row.settled and (row.nfe == 0 or not new_anchor[offset])
         return settled
 
-    def note(self, layout: Layout, options: Options, residual: list[float]) -> None:
-        """Counts a call, and sees which rows have come near their fixed points."""
+    def note(self, layout: Layout, residual: list[float], error: list[float]) -> None:
+        """Counts a call, with each row's residual and the error of its f; see ``_Row``."""
         at = 0
         for sequence in layout.sequences:
-            switch = switch_residual(options[sequence].tol)
             known = sequence.left - sequence.guessed
             for i, row_id in enumerate(sequence.active):
                 row = self._rows[row_id]
                 row.nfe += 1
                 row.ahead += i >= known
-                row.residual = residual[at]
-                row.far = row.far and residual[at] > switch
+                row.residual, row.error = residual[at], error[at]
+                # An anchor that is not finite would spoil all that follows.
+                row.anchored = row.anchored and residual[at] != float("inf")
                 row.settled = True
                 at += 1
 
@@ -162,7 +173,8 @@ class Ledger:
             for i, row in enumerate(sequence.active[: sequence.left - sequence.guessed]):
                 at = offset + i
                 state = self._rows[row]
-                converged = measured and not state.rough and residual[at] <= solve.tol
+                exact = is_exact_enough(error=state.error, tol=solve.tol)
+                converged = measured and exact and residual[at] <= solve.tol
                 if not converged and state.charged < solve.max_nfe:
                     break
                 index = sequence.accepted + i

@@ -9,7 +9,8 @@ from torch import Tensor
 from server.engine.batch import Batch
 from server.engine.errors import Cancelled
 from server.engine.results import SessionView, Totals
-from server.engine.sessions import Base, SessionTable
+from server.engine.session_work import Base
+from server.engine.sessions import SessionTable
 from server.engine.slab import Slab
 from server.engine.slots import SlotPool
 from server.engine.snapshots import Snapshot, StateFormat, States, pack_tokens, unpack_tokens

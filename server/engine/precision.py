@@ -1,45 +1,26 @@
-"""Which rows of a call are computed roughly: by what a call takes in either way, and what is left.
+"""Which rows of a call are computed exactly, where the feed-forward is one of 8-bit differences.
 
-The accurate f decides the fixed point: a row that is far from it may be computed in 8 bits, which
-is faster for many rows, but it is never accepted by such a call.
+A difference is off by a share of how far a row has moved from its anchor
+(``deq_model/int8_feed_forward.py``). What it is off by may be a third of the tolerance where a
+token is accepted, and before that a sixth of the residual.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-from server.engine.costs import CostCurve
-
-SWITCH = 2e-2
-"""Relative residual at which a row has seen enough of the rough f, whose own error is near it."""
-MOST_ROUGH = 12
-"""Rough calls on one row; after that it is taken to be stuck at the rough f's error."""
+SHARE = 1 / 3
+AHEAD = 0.5
+"""Of the residual: a row that is computed exactly goes on to half of it in the next call or two."""
 
 
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """Of the feed-forward, accurate and rough."""
-
-    accurate: CostCurve
-    rough: CostCurve
-
-
-def switch_residual(tol: float) -> float:
-    """At which residual a row goes on with the accurate f, once all before it do."""
-    return max(SWITCH, 2 * tol)
-
-
-def rough_rows(wishes: Sequence[bool], costs: Costs) -> list[int]:
-    """Which rows to compute roughly, of those that may be: all of them, or none.
-
-    Both feed-forwards in one call read both weights, so that with few rows the accurate one alone
-    is the faster.
+def wants_exact(*, error: float, residual: float, tol: float) -> bool:
+    """Whether a row should be computed exactly in its next call.
 
     Args:
-        wishes: for each row, whether it may be.
-        costs: of both.
+        error: relative, of f by the difference, as it was in the last call.
+        residual: relative, in the last call.
+        tol: relative residual at which the token is accepted.
     """
-    may = [i for i, wish in enumerate(wishes) if wish]
-    if not may:
-        return []
-    mixed = costs.rough.seconds(len(may)) + costs.accurate.seconds(len(wishes) - len(may))
-    return may if mixed < costs.accurate.seconds(len(wishes)) else []
+    return error > SHARE * max(tol, AHEAD * residual)
+
+
+def is_exact_enough(*, error: float, tol: float) -> bool:
+    """Whether a token may be accepted for a residual that a call with such an error measured."""
+    return error <= SHARE * tol

@@ -2,7 +2,8 @@
 
 Steady: with the same random number, states that are nearly the same nearly always give the same
 token, however many words there are. Each word has a number of its own, drawn from the exponential
-distribution, and the word whose weight is largest against its number wins (the Gumbel-max trick).
+distribution, and the word whose weight is largest against its number wins (the Gumbel-max trick; in
+logarithms, so that no word's weight need be computed).
 A change of the filtered weights so changes the winner with a chance of at most about twice their
 distance in total variation; the inverse of the cumulated distribution has no such bound. So a token
 can be guessed before its predecessor's state is final (``guessing.py``).
@@ -51,7 +52,7 @@ def draw(
     if sampling.temperature == 0:
         return scores.id_of(int(scores.known.argmax()))
     weights = _filtered(scores, sampling)
-    return scores.id_of(_winner(weights, scores.rivals(_Noise(uniform))))
+    return scores.id_of(int((weights.log() + scores.luck(_Noise(uniform))).argmax()))
 
 
 class _Scores:
@@ -88,7 +89,7 @@ class _Scores:
         """How many there are, the head included."""
         return len(self.edges) - 1
 
-    def rivals(self, noise: "_Noise") -> Tensor:
+    def luck(self, noise: "_Noise") -> Tensor:
         """The random numbers of the known words, ``(m,)``."""
         parts = [noise.of(cluster, words.numel()) for cluster, words in self._resolved]
         return torch.cat(parts).to(self.known.device)
@@ -104,15 +105,16 @@ class _Scores:
         return max(self.best, self.bound)
 
     @property
-    def open_weights(self) -> dict[int, float]:
-        """At most what the words of each open tail weigh together, see ``weights``."""
+    def open_heights(self) -> dict[int, float]:
+        """At most what the words of each open tail weigh together, as a logarithm."""
         return {cluster: self._most(cluster) for cluster in self._open}
 
     def _most(self, cluster: int) -> float:
         """By p_i ≤ Σp and, where the temperature makes words more alike, by their mean."""
         size = self.edges[cluster + 1] - self.edges[cluster]
         more_alike = max(0.0, 1 - 1 / self._temperature) * math.log(size)
-        return math.exp((self._open[cluster] - self.highest) / self._temperature + more_alike)
+        height: float = (self._open[cluster] - self.highest) / self._temperature
+        return height + more_alike
 
     @property
     def word_weight(self) -> float:
@@ -134,11 +136,14 @@ class _Scores:
         """Resolves the likeliest tail that is open."""
         self.resolve(max(self._open, key=self._open.__getitem__))
 
-    def weights(self, scores: Tensor, highest: float | None = None) -> Tensor:
-        """What scores weigh: ``exp((score − highest) / temperature)``, see ``highest``."""
+    def heights(self, scores: Tensor, highest: float) -> Tensor:
+        """Logarithms of what scores weigh: ``(score − highest) / temperature``, see ``highest``."""
         # The best word stays finite at any temperature, so that the smallest ones are greedy.
-        highest = self.highest if highest is None else highest
-        return ((scores - highest) / self._temperature).exp()
+        return (scores - highest) / self._temperature
+
+    def weights(self, scores: Tensor) -> Tensor:
+        """What scores weigh."""
+        return self.heights(scores, self.highest).exp()
 
     def id_of(self, index: int) -> int:
         """The word at an index of ``known``."""
@@ -171,7 +176,7 @@ class _Scores:
 
 
 class _Noise:
-    """Exponential random numbers, by one uniform number, a round, and what they are for.
+    """Gumbel's random numbers, by one uniform number, a round, and what they are for.
 
     What they are for is a cluster's words; −1 stands for outcomes that are no words.
     """
@@ -186,15 +191,15 @@ class _Noise:
     def of(self, cluster: int, count: int) -> Tensor:
         """``(count,)`` float64 on the CPU, not to be changed."""
         bits = int(self._uniform * 2**53)  # all that a uniform number of Python's has
-        return _exponential(bits << 64 | self._turn << 32 | cluster + 1, count)
+        return _gumbel(bits << 64 | self._turn << 32 | cluster + 1, count)
 
 
 @functools.lru_cache(maxsize=256)
-def _exponential(key: int, count: int) -> Tensor:
+def _gumbel(key: int, count: int) -> Tensor:
     """Random numbers by a key of 128 bits; a guess and the draw that settles it share them."""
     generator = np.random.Generator(np.random.Philox(key=key))
     numbers = torch.from_numpy(generator.standard_exponential(count))
-    return numbers.clamp_(min=torch.finfo(numbers.dtype).tiny)  # 0 / 0 would win
+    return numbers.clamp_(min=torch.finfo(numbers.dtype).tiny).log_().neg_()
 
 
 def _drawn(scores: _Scores, uniform: float) -> int:
@@ -205,20 +210,20 @@ def _drawn(scores: _Scores, uniform: float) -> int:
     """
     noise = _Noise(uniform)
     while True:
-        tails, highest = scores.open_weights, scores.highest
-        known = scores.weights(scores.known)
-        bounds = known.new_tensor(list(tails.values()))
-        rivals = [scores.rivals(noise), noise.of(-1, scores.clusters)[list(tails)].to(known.device)]
-        index = _winner(torch.cat([known, bounds]), torch.cat(rivals))
-        if index < known.numel():
-            return scores.id_of(index)
-        cluster = list(tails)[index - known.numel()]
-        inside = scores.weights(scores.resolve(cluster), highest)
+        tails, highest = scores.open_heights, scores.highest
+        known = scores.heights(scores.known, highest).add_(scores.luck(noise))
+        best = int(known.argmax())
+        luck = noise.of(-1, scores.clusters)[list(tails)].tolist()
+        bounds = [height + more for height, more in zip(tails.values(), luck, strict=True)]
+        if not bounds or float(known[best]) >= max(bounds):
+            return scores.id_of(best)
+        cluster = list(tails)[bounds.index(max(bounds))]
+        inside = scores.heights(scores.resolve(cluster), highest)
         noise = noise.after()
-        excess = (tails[cluster] - inside.sum()).clamp(min=0.0)
-        rivals = [noise.of(cluster, inside.numel()), noise.of(-1, 1)]
-        index = _winner(torch.cat([inside, excess[None]]), torch.cat(rivals).to(inside.device))
-        if index < inside.numel():
+        excess = math.exp(tails[cluster]) - float(inside.exp().sum())
+        index = int(inside.add(noise.of(cluster, inside.numel()).to(inside.device)).argmax())
+        height = float(inside[index]) + float(noise.of(cluster, inside.numel())[index])
+        if excess <= 0 or height >= math.log(excess) + float(noise.of(-1, 1)):
             return scores.edges[cluster] + index
         noise = noise.after()
 
@@ -236,7 +241,7 @@ def _filtered(scores: _Scores, sampling: Sampling) -> Tensor:
 def _kept(weights: Tensor, scores: _Scores, sampling: Sampling) -> Tensor | None:
     """Which known words pass; None where that depends on the words of tails that are open."""
     kept = torch.ones_like(weights, dtype=torch.bool)
-    bound, spread = scores.word_weight, sum(scores.open_weights.values())
+    bound, spread = scores.word_weight, sum(map(math.exp, scores.open_heights.values()))
     if 0 < sampling.top_k < scores.edges[-1]:
         least = _at(weights, sampling.top_k)
         if bound >= least:
@@ -273,11 +278,3 @@ def _first(weights: Tensor, count: int) -> Tensor:
     above = weights > least
     equal = (weights == least).nonzero().squeeze(1)[: count - int(above.sum())]
     return above.index_fill(0, equal, True)
-
-
-def _winner(chances: Tensor, rivals: Tensor) -> int:
-    """One outcome, with a probability proportional to its chance, by exponential numbers.
-
-    Chances need not sum to one. An outcome with chance zero is never returned.
-    """
-    return int((chances / rivals).argmax())

@@ -4,9 +4,6 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from server.engine.costs import CostCurve, measure
 from server.engine.limits import EngineLimits
 from server.engine.scheduler import Scheduler, Sequence
@@ -18,21 +15,7 @@ if TYPE_CHECKING:
 
 WIDTH = 8
 """Rows of a sequence in the calls that are timed."""
-NEAR = 3
-"""One row in so many, the first ones of each sequence, is near its fixed point there: of scored
-text 3.3 of 9.9 calls on a token were accurate."""
 _NEVER = Solve(tol=1e-30, max_nfe=1 << 30)
-
-
-def product_costs(function: Callable[[Tensor], Tensor], sample: Tensor) -> CostCurve:
-    """Of a function of rows, by the first rows of ``sample``."""
-
-    def act(rows: int) -> None:
-        function(sample[:rows])
-        if sample.device.type == "cuda":
-            torch.cuda.synchronize(sample.device)
-
-    return measure(lambda rows: _warm(lambda: act(rows)), most_rows=len(sample))
 
 
 def call_costs(batch: "Batch", slab: Slab, limits: EngineLimits) -> CostCurve:
@@ -60,8 +43,6 @@ def _time_call(batch: "Batch", slab: Slab, limits: EngineLimits, rows: int) -> f
         scheduler.add(sequence)
         options[sequence] = _NEVER
     batch.enter(scheduler.enter())
-    for sequence in options:
-        batch.bring_near(sequence.active[: -(-len(sequence.active) // NEAR)])
     return _warm(lambda: batch.step(scheduler, options))
 
 

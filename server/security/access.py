@@ -1,5 +1,6 @@
 """The one place that decides who a caller is, and whether it may call a method."""
 
+import logging
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ from server.security.exposure import is_loopback
 from server.security.options import SecurityOptions
 from server.security.principals import Principal, Principals
 from server.security.rights import ADMIN, RIGHTS, Right
+
+_log = logging.getLogger(__name__)
 
 TOKEN_KEY = "authorization"
 _SCHEME = "bearer"
@@ -58,6 +61,7 @@ class Access:
         """Read anew who may call; those known stay if that cannot be. Raises AuthFileError."""
         if self._options.auth_file is not None:
             self._principals = read_auth_file(self._options.auth_file)
+            _log.info("principals that may call: %d", len(self._principals.names))
 
     def identify(
         self, metadata: Iterable[tuple[str, str | bytes]], auth: AuthContext, peer: str

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -51,28 +52,31 @@ class Reloader:
         self._things = tuple(things)
         self._counts, self._audit = counts, audit
         self._look_s = look_s
+        self._lock = threading.Lock()
         self._read = [_signature(thing) for _, thing in things]
         self._seen = list(self._read)
 
     async def run(self) -> None:
-        """Look for ever."""
+        """Look for ever, beside the event loop, as a file of many principals takes a while."""
         while self._things:
             await asyncio.sleep(self._look_s)
-            self.look()
+            await asyncio.to_thread(self.look)
 
     def look(self) -> None:
         """Read what has changed before the last look, and not since."""
-        for index, (name, thing) in enumerate(self._things):
-            seen = _signature(thing)
-            is_quiet = seen == self._seen[index]
-            self._seen[index] = seen
-            if is_quiet and seen != self._read[index]:
-                self._reload(index, name, thing, why="a change of its files")
+        with self._lock:
+            for index, (name, thing) in enumerate(self._things):
+                seen = _signature(thing)
+                is_quiet = seen == self._seen[index]
+                self._seen[index] = seen
+                if is_quiet and seen != self._read[index]:
+                    self._reload(index, name, thing, why="a change of its files")
 
     def reload(self) -> None:
         """Read everything now."""
-        for index, (name, thing) in enumerate(self._things):
-            self._reload(index, name, thing, why="a signal")
+        with self._lock:
+            for index, (name, thing) in enumerate(self._things):
+                self._reload(index, name, thing, why="a signal")
 
     def _reload(self, index: int, name: str, thing: Reloadable, *, why: str) -> None:
         # Before it is read: a change meanwhile is one that the next look finds.

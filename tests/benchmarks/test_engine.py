@@ -79,7 +79,7 @@ def test_a_profile_adds_up(tiny: Path, tmp_path: Path, capsys) -> None:
     for work in ("generation, 3 stream(s)", "scoring, 1 stream(s)"):
         one = found["profile"]["served"][work]
         assert all(spent >= 0 for spent in one["ms_per_token"].values())
-        for part in ("feed-forward, accurate", "attention", "solver", "softmax", "the rest"):
+        for part in ("feed-forward", "attention", "solver", "softmax", "the rest"):
             assert one["ms_per_token"][part] > 0, part
     assert f" | {sum(one['ms_per_token'].values()):.2f}" in printed.split("| all |")[1]
 
@@ -215,10 +215,13 @@ def test_targets_are_told_where_they_were_measured() -> None:
 
 
 @pytest.mark.slow
-def test_a_map_is_fitted_once(tiny: Path, tmp_path: Path) -> None:
+def test_a_map_is_fitted_once(tmp_path: Path) -> None:
+    """On a trained model: what a random one becomes is hard to foretell, and a map is not kept."""
     folder = tmp_path / "copy"
-    shutil.copytree(tiny, folder)
-    text = models._zipf_file(tmp_path, folder, 3000)
-    assert "calls of f per token" in models._fit(folder, text, tokens=1500)
-    assert models._fit(folder, text, tokens=1500) == "copy: has a map"
+    shutil.copytree(models.ROOT / "models" / "shakespeare-ift-jr", folder)
+    for name in ("warm_start.json", "warm_start.safetensors"):
+        (folder / name).unlink()
+    text = models.CORPUS / "train.txt.xz"
+    assert "calls of f per token" in models._fit(folder, text, tokens=6000)
+    assert models._fit(folder, text, tokens=6000) == "copy: has a map"
     assert load_map(folder, load_checkpoint(folder, device="cpu")) is not None

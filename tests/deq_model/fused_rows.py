@@ -6,6 +6,8 @@ Run it with ``TRITON_INTERPRET=1`` there.
 import torch
 from torch import Tensor
 
+from deq_model.solvers.fused import FusedStep
+from deq_model.solvers.native import NativeStep
 from deq_model.solvers.rows import RowSolver
 
 ROWS, DIM, DEPTH, CALLS = 5, 11, 4, 30
@@ -15,20 +17,21 @@ def solver(device: torch.device, dtype: torch.dtype) -> RowSolver:
     return RowSolver("broyden", capacity=ROWS + 1, dim=DIM, depth=DEPTH, device=device, dtype=dtype)
 
 
-def agree(device: torch.device) -> None:
+def agree(device: torch.device, kind: type[FusedStep] | type[NativeStep] = FusedStep) -> None:
     """Drives two solvers through hard and broken values, one by the kernel."""
-    plain, fused = solver(device, torch.float64), solver(device, torch.float64)
-    step = fused.fused_step()
+    dtype = torch.float64 if kind is FusedStep else torch.float32
+    plain, fused = solver(device, dtype), solver(device, dtype)
+    step = fused.fused_step(kind)
     assert step is not None
     source = torch.Generator().manual_seed(0)
 
     def drawn(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=source, dtype=torch.float64).to(device)
+        return torch.randn(shape, generator=source, dtype=torch.float64).to(device, dtype)
 
     matrices, shift = 0.35 * drawn(ROWS, DIM, DIM), drawn(ROWS, DIM)
     rows = torch.tensor([4, 0, 2, 1], device=device)
     for each in (plain, fused):
-        each.start(rows, torch.zeros(len(rows), DIM, dtype=torch.float64, device=device))
+        each.start(rows, torch.zeros(len(rows), DIM, dtype=dtype, device=device))
     restarts = 0
     for call in range(CALLS):
         z, measured_z = plain.propose(rows), fused.propose(rows)
@@ -63,7 +66,8 @@ def _disturbed(f_z: Tensor, call: int) -> Tensor:
 
 
 def near(ours: Tensor, theirs: Tensor) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9)
+    close = (1e-7, 1e-9) if ours.dtype == torch.float64 else (1e-2, 1e-3)
+    torch.testing.assert_close(ours, theirs, rtol=close[0], atol=close[1])
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from deq_model.native.library import find
+from deq_model.solvers.fused import FusedStep
+from deq_model.solvers.native import NativeStep
 from deq_model.solvers.rows import RowSolver
 from tests.deq_model.fused_rows import agree, solver
 
@@ -44,8 +47,15 @@ def test_only_broyden_has_a_kernel() -> None:
             device=torch.device("cpu"),
             dtype=torch.float32,
         )
-        assert other.fused_step() is None
-    assert not solver(torch.device("cpu"), torch.float32).is_fused
+        assert other.fused_step(FusedStep) is None
+        assert not other.is_fused
+    assert not solver(torch.device("cpu"), torch.float64).is_fused
+    assert solver(torch.device("cpu"), torch.float32).is_fused == bool(find("observe"))
+
+
+@pytest.mark.skipif(find("observe") is None, reason="needs the kernels in C")
+def test_the_kernel_of_a_cpu_does_what_the_operations_do() -> None:
+    agree(torch.device("cpu"), NativeStep)
 
 
 def test_advancing_is_observing_into_buffers() -> None:

@@ -219,3 +219,23 @@ def test_a_damaged_model_without_unk_and_newline(tmp_path: Path, model_path: Pat
     (tmp_path / "tokenizer.model").write_bytes(data)
     with pytest.raises(TokenizerFileError, match=r"has no piece '.n'"):
         SentencePieceTokenizer.from_file(tmp_path / "tokenizer.model")
+
+
+@pytest.mark.parametrize(
+    ("piece", "spells"),
+    [
+        (b"\n\x01\n", r"must spell b'\\n', got b''"),
+        (b"\n\x06<0x41>", "is unusable: .* not 256 byte pieces"),
+    ],
+)
+def test_a_damaged_model_in_which_a_piece_is_of_another_kind(
+    tmp_path: Path, model_path: Path, piece: bytes, spells: str
+) -> None:
+    """Found by fuzzing: texts came back without their newlines."""
+    data = model_path.read_bytes()
+    assert data.count(piece) == 1
+    kind = data.index(b"\x18", data.index(piece))  # the tag of the field that says it
+    data = data[: kind + 1] + b"\x03" + data[kind + 2 :]  # CONTROL
+    (tmp_path / "tokenizer.model").write_bytes(data)
+    with pytest.raises(TokenizerFileError, match=spells):
+        SentencePieceTokenizer.from_file(tmp_path / "tokenizer.model")

@@ -187,7 +187,7 @@ def test_a_measured_engine_with_padded_calls(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(engine_module, "Batch", functools.partial(Batch, padded=True))
     with running_engine(MODEL.float(), measured=True, early_int8=True) as caller:
         batch = caller.engine._batch
-        assert batch._rough is None
+        assert batch._int8 is None
         made = {shape for shape, _ in batch._calls._calls}
         assert {Shape(n, 1, True) for n in (1, 2, 4)} <= made
         event = caller.result(caller.score(TEXT[:9], solve=Solve(tol=1e-5)))

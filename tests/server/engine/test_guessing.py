@@ -17,7 +17,6 @@ from server.engine.ledger import Ledger
 from server.engine.limits import EngineLimits
 from server.engine.next_token import NextToken
 from server.engine.observer import Unobserved
-from server.engine.precision import Costs
 from server.engine.requests import Piece, Sampling, Stop
 from server.engine.results import Drawn, Failed, Generated, PromptSolved
 from server.engine.sampling import draw
@@ -312,18 +311,27 @@ def test_guesses_come_first_and_others_are_given_more(streams: int) -> None:
     assert long.granted == bearable - 5 * streams > 1
 
 
-def test_behind_a_far_token_rows_stay_rough() -> None:
-    """A row that is near goes on roughly while one before it in its window is far."""
+def test_behind_a_far_token_no_row_is_computed_exactly() -> None:
+    """A row that is near gets no anchor while one before it in its window is far."""
     sequence = Sequence(slot=0, start=0, inputs=[1, 2, 3])
     scheduler = Scheduler(max_batch_tokens=3, max_running=1, window=3)
     scheduler.add(sequence)
     ledger, options = Ledger(3), {sequence: Solve(tol=1e-3, max_nfe=100)}
     for entry in scheduler.enter():
         ledger.begin(entry.row)
-    layout = Layout.of([sequence])
-    costs = Costs(accurate=CostCurve.measured([(1, 1.0)]), rough=CostCurve.measured([(1, 0.1)]))
-    assert ledger.rough(layout, options, costs) == [0, 1, 2]
-    ledger.note(layout, options, [0.5, 1e-3, 0.5])
-    assert ledger.rough(layout, options, costs) == [0, 1, 2]
-    ledger.note(layout, options, [1e-3, 1e-3, 0.5])
-    assert ledger.rough(layout, options, costs) == [2]
+    layout, rough = Layout.of([sequence]), [8e-3] * 3
+    assert ledger.exact(layout, options) == [False, False, False], "nothing is known yet"
+    ledger.note(layout, [0.5, 1e-2, 0.5], rough)
+    assert ledger.exact(layout, options) == [False, False, False]
+    ledger.note(layout, [1e-2, 1e-2, 0.5], rough)
+    exact = ledger.exact(layout, options)
+    assert exact == [True, True, False]
+    assert ledger.anchored(layout, exact) == exact
+    ledger.note(layout, [5e-3, 5e-3, 1e-2], [0.0, 0.0, 8e-3])
+    assert ledger.exact(layout, options) == [False] * 3, "none that could be accepted needs it"
+    ledger.note(layout, [5e-3, 5e-3, 1e-2], [8e-3, 0.0, 8e-3])
+    exact = ledger.exact(layout, options)
+    assert exact == [True, False, True]
+    assert ledger.anchored(layout, exact) == [True] * 3
+    ledger.note(layout, [float("inf"), 1e-3, 1e-3], [0.0, 1e-4, 0.0])
+    assert ledger.anchored(layout, [False] * 3) == [False, True, True], "an anchor was not finite"

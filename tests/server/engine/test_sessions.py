@@ -133,3 +133,12 @@ def test_a_full_table_says_so_and_keeps_everybody() -> None:
         table.fork(first, "ann")
     assert [view.session_id for view in table.list("ann")] == [first, second]
     assert table.list("bob") == []
+
+
+def test_a_clock_that_goes_back_delays_no_expiry() -> None:
+    table, _, clock = make_table()
+    session = create(table, ttl_s=10.0)
+    clock.now -= 100
+    table.release(table.acquire(session, "ann"))
+    clock.now += 11
+    assert table.expire() == 1

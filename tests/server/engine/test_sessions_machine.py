@@ -11,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from server.engine.errors import SessionBusy, SessionLimit, SessionNotFound
 from server.engine.requests import Lease
 from server.engine.results import SessionView, Totals
-from server.engine.sessions import Base, SessionTable
+from server.engine.session_work import Base
+from server.engine.sessions import SessionTable
 from server.engine.slots import SlotPool
 from server.engine.solve import Solve
 

@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from deqlm.v1 import model_pb2
+from deqlm.v1 import admin_pb2, model_pb2
 from server.app import Server
 from server.config import ServerConfig
 from server.security import rights
@@ -23,7 +23,7 @@ def file(tmp_path):
 
 @pytest.fixture
 def server(make_server, tmp_path, file, monkeypatch):
-    """A server one method of which only administrators may call."""
+    """A server on which an act of administrators can fail as well."""
     monkeypatch.setitem(rights.METHODS, "ModelService/GetModel", rights.ADMIN)
     path = write(tmp_path / "auth.yaml", people())
     return make_server(auth_file=path, audit_log=file)
@@ -35,22 +35,26 @@ def get_model(server, name, model=""):
     return stubs.models.GetModel(request, timeout=TIMEOUT_S, metadata=stubs.metadata)
 
 
+def check(server, name):
+    stubs = stubs_of(server.channel, name)
+    request = admin_pb2.CheckInvariantsRequest()
+    return stubs.admin.CheckInvariants(request, timeout=TIMEOUT_S, metadata=stubs.metadata)
+
+
 def lines(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def test_who_did_what_and_what_came_of_it(server, file):
-    get_model(server, "root")
+    assert not check(server, "root").problems
     missing = fails(lambda: get_model(server, "root", "no"))
-    denied = fails(lambda: get_model(server, "ann"))
+    denied = fails(lambda: check(server, "ann"))
     assert denied.code == "PERMISSION_DENIED"
     server.run(server.server._guard.wait_idle(10))
     done, failed, refused = lines(file)
-    assert {
-        "who": "root",
-        "action": "ModelService/GetModel",
-        "result": "OK",
-    }.items() <= done.items()
+    assert (done["who"], done["result"]) == ("root", "OK")
+    assert done["action"] == refused["action"] == "AdminService/CheckInvariants"
+    assert failed["action"] == "ModelService/GetModel"
     assert (failed["who"], failed["result"]) == ("root", "NOT_FOUND")
     assert (refused["who"], refused["result"]) == ("ann", "PERMISSION_DENIED")
     assert failed["request_id"] == missing.metadata["request_id"]

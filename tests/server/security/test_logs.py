@@ -9,9 +9,11 @@ import grpc
 import pytest
 
 from deqlm.v1 import (
+    admin_pb2,
     common_pb2,
     generation_pb2,
     model_pb2,
+    scoring_pb2,
     session_pb2,
     tokenizer_pb2,
 )
@@ -19,6 +21,7 @@ from server.__main__ import main
 from server.config import ServerConfig, ServerConfigError
 from server.logs import Formatter
 from server.options import parse_config
+from server.security.rights import METHODS
 from tests.server.calls import FLUSH, TIMEOUT_S, Stubs, fails, to_input
 from tests.server.test_process import Process
 
@@ -56,7 +59,7 @@ def everything(stubs):
         lambda: stubs.score(TEXT, model=SECRET),
         lambda: stubs.score(TEXT, session_id=SECRET),
         lambda: list(stubs.stream([TEXT, FLUSH, TEXT], session_id=session)),
-        lambda: list(stubs.stream([TEXT, common_pb2.Input(text=SECRET)])),
+        lambda: list(stubs.stream([TEXT, scoring_pb2.ScoreStreamRequest(), SECRET])),
         generate,
         lambda: generate(session_id=session),
         lambda: generate(logprobs=10**6),
@@ -78,10 +81,12 @@ def everything(stubs):
             tokenizer_pb2.DetokenizeRequest(token_ids=common_pb2.TokenIds(ids=[10**6])), **options
         ),
         lambda: stubs.models.GetModel(model_pb2.GetModelRequest(name=SECRET), **options),
+        lambda: stubs.models.ListModels(model_pb2.ListModelsRequest(), **options),
+        lambda: stubs.admin.CheckInvariants(admin_pb2.CheckInvariantsRequest(), **options),
     ):
-        with contextlib.suppress(grpc.RpcError, TypeError, AttributeError):
+        with contextlib.suppress(grpc.RpcError):
             call()
-    for method in ("ScoringService/Score", "GenerationService/Generate", f"{SECRET}/{SECRET}"):
+    for method in (*METHODS, f"{SECRET}/{SECRET}"):
         for data in (SECRET.encode(), b"\x0a" + bytes([len(SECRET)]) + SECRET.encode(), b"\xff"):
             raw(stubs.channel, method, data)
     stranger = Stubs(stubs.channel, owner=SECRET)
