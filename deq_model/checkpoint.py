@@ -196,7 +196,7 @@ def _read_weights(
         with safe_open(path, framework="pt", device="cpu") as file:
             names = list(file.keys())
             check_shapes({name: tuple(file.get_slice(name).get_shape()) for name in names}, config)
-            state = {name: file.get_tensor(name).to(device, dtype) for name in names}
+            state = {name: file.get_tensor(name).clone().to(device, dtype) for name in names}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from None
     check_finite(state)

@@ -179,7 +179,7 @@ def load_warm_start(folder: Path, *, d_model: int, fingerprint: str) -> WarmStar
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             about = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}
+            tensors = {name: file.get_tensor(name).clone().float() for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from None
     _check_about(path, about, fingerprint)

@@ -71,6 +71,8 @@ _LOOK_S = 1.0
 """How often the engines are looked after."""
 
 _LOOK_AT_STORE_S = 0.25
+_IDLE_STREAM_S, _LOOK_AT_STREAMS_S = 1.0, 0.2
+"""A stream whose client has sent nothing for so long does not hold up a stop."""
 _LEAST_KEY_BYTES = 16
 
 _log = logging.getLogger(__name__)
@@ -144,7 +146,9 @@ class Server:
         """
         await self._open_store()
         self._attempts = Attempts()
-        self._guard = Guard(self.metrics, self._guarding.gate)
+        self._guard = Guard(
+            self.metrics, self._guarding.gate, send_timeout_s=self.config.send_timeout_s
+        )
         self._health = health.Health((*SERVICES, health.STORE))
         self._server = self._make_server()
         try:
@@ -205,7 +209,10 @@ class Server:
         for task in (self._watching, self._watching_store, self._reloading):
             if task is not None:
                 task.cancel()
-        await self._guard.wait_idle(max(0.0, deadline - time.monotonic()))
+        while (left_s := deadline - time.monotonic()) > 0:
+            self._scoring.streams.expire(longer_than_s=_IDLE_STREAM_S)
+            if await self._guard.wait_idle(min(left_s, _LOOK_AT_STREAMS_S)):
+                break
         self._scoring.streams.expire()
         await asyncio.gather(
             *(asyncio.to_thread(engine.stop, grace_s=0.0) for engine in self._engines)

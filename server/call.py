@@ -15,6 +15,7 @@ from server.engine.engine import Engine
 from server.engine.errors import DeadlineExceeded, EngineFailed
 from server.engine.requests import GenerateJob, ScoreJob
 from server.engine.results import TERMINAL, Event, Failed, Generated, Scored
+from server.errors import SlowReader
 from server.registry import Registry
 from server.security.principals import Principal
 from server.security.quotas import Meter
@@ -44,6 +45,7 @@ class Call:
         finished: reason for which it ended in an orderly way, for metrics.
         principal: who called; None before that is known.
         meter: what that may use; None for as much as there is.
+        send_timeout_s: what its client gets to read a response.
     """
 
     context: grpc.aio.ServicerContext[Any, Any]
@@ -57,6 +59,7 @@ class Call:
     finished: str = ""
     principal: Principal | None = None
     meter: Meter | None = None
+    send_timeout_s: float = 30.0
     _jobs: int = field(default=0)
 
     @classmethod
@@ -124,8 +127,15 @@ class Call:
         """Send one message of a stream.
 
         Servicers write instead of yielding: a cancelled call then always unwinds their frames.
+
+        Raises:
+            SlowReader: the client does not read; what it has yet to read stays bounded.
         """
-        await self.context.write(response)
+        try:
+            async with asyncio.timeout(self.send_timeout_s):
+                await self.context.write(response)
+        except TimeoutError as error:
+            raise SlowReader(self.send_timeout_s) from error
 
 
 def _host(peer: str) -> str:

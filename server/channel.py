@@ -2,7 +2,6 @@
 
 from server.config import ServerConfig
 
-_KEEPALIVE_MS = 30_000
 _PENDING_CALLS = 1 << 14
 """Calls that have come and that Python has not seen, from which gRPC drops some, whosesoever.
 
@@ -32,8 +31,11 @@ def channel_options(config: ServerConfig) -> tuple[Option, ...]:
         ("grpc.max_connection_idle_ms", _ms(config.max_idle_s)),
         ("grpc.server_handshake_timeout_ms", _ms(config.handshake_s)),
         # A client whose machine is gone sends no end: ask, and give its session back.
-        ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
-        ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS // 2),
+        ("grpc.keepalive_time_ms", _ms(config.keepalive_s)),
+        ("grpc.keepalive_timeout_ms", _ms(config.keepalive_s / 2)),
+        ("grpc.http2.ping_timeout_ms", _ms(config.keepalive_s / 2)),
+        # Also while no data goes out: a stream that waits for its client sends none.
+        ("grpc.http2.max_pings_without_data", 0),
         # Of pings between which no data goes out, two too soon are forgiven.
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", _ms(config.min_ping_s)),

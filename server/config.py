@@ -34,6 +34,8 @@ _AT_LEAST: dict[str, int] = {
     "max_running": 1,
     "max_queue": 1,
     "max_queue_tokens": 1,
+    "max_owner_queue": 1,
+    "max_owner_queue_tokens": 1,
     "max_sessions": 1,
     "window": 1,
     "max_text_bytes": 1,
@@ -76,6 +78,8 @@ _DURATIONS = (
     "max_idle_s",
     "handshake_s",
     "min_ping_s",
+    "keepalive_s",
+    "send_timeout_s",
 )
 # Options of which one is worth nothing without the other.
 _TOGETHER = (("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert"))
@@ -152,6 +156,8 @@ class ServerConfig(SecurityOptions):
         max_running: most sequences solved together, each with working memory of its own; a quarter is kept for owners that have none running.
         max_queue: most requests that may wait.
         max_queue_tokens: most tokens that may wait.
+        max_owner_queue: most requests of one owner that may wait.
+        max_owner_queue_tokens: most tokens of one owner that may wait.
         max_sessions: most sessions of one model.
         window: most tokens of one sequence in a call of f; fewer take part while others fill it.
         max_text_bytes: longest text of one input, in bytes of UTF-8.
@@ -183,6 +189,8 @@ class ServerConfig(SecurityOptions):
         default_ttl_s: seconds a session lives unused, when it does not say.
         max_ttl_s: longest time to live of a session, in seconds.
         grace_s: seconds that running calls get to finish when the server stops.
+        keepalive_s: seconds of silence after which a connection is asked whether its client is still there; it gets half of that to answer.
+        send_timeout_s: seconds that the client of a stream gets to read a response; then the call is ended.
         log_level: least severe messages to log.
         reflection: whether clients may ask what services there are (grpc reflection).
     """  # noqa: E501 - the lines are the help texts
@@ -200,6 +208,8 @@ class ServerConfig(SecurityOptions):
     max_running: int = 64
     max_queue: int = 256
     max_queue_tokens: int = 1_000_000
+    max_owner_queue: int = 128
+    max_owner_queue_tokens: int = 500_000
     max_sessions: int = 256
     window: int = 64
     max_text_bytes: int = 1 << 20
@@ -231,6 +241,8 @@ class ServerConfig(SecurityOptions):
     default_ttl_s: float = 3600.0
     max_ttl_s: float = 86400.0
     grace_s: float = 30.0
+    keepalive_s: float = 30.0
+    send_timeout_s: float = 30.0
     log_level: LogLevel = "info"
     reflection: bool = True
 

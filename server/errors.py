@@ -7,6 +7,7 @@ EdgeError
 ├── NotReady          models are still being loaded
 ├── StoreUnavailable  a session is in the store, which does not answer
 ├── KeyReused         an idempotency key belongs to another request
+├── SlowReader        the client does not read what it is sent
 └── AnswerNotKept     a call with that key was done, its answer is not there
 """
 
@@ -118,6 +119,13 @@ class AnswerNotKept(EdgeError):
         )
 
 
+class SlowReader(EdgeError):
+    """A client has not read a message of its stream for too long."""
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(f"a response must be read within {timeout_s:g} s, and none was")
+
+
 Details = Callable[[Any], list[Any]]
 """Makes messages of google.rpc from an error."""
 
@@ -198,6 +206,9 @@ RULES: tuple[Rule, ...] = (
     Rule(engine_errors.SessionNotFound, _Code.NOT_FOUND, "SESSION_NOT_FOUND", _missing_session),
     Rule(engine_errors.SessionBusy, _Code.ABORTED, "SESSION_BUSY", _busy_session),
     Rule(engine_errors.SessionLimit, _Code.RESOURCE_EXHAUSTED, "SESSION_LIMIT"),
+    Rule(engine_errors.TooLate, _Code.RESOURCE_EXHAUSTED, "DEADLINE_TOO_SOON", _retry_later),
+    Rule(engine_errors.OutOfMemory, _Code.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", _retry_later),
+    Rule(SlowReader, _Code.RESOURCE_EXHAUSTED, "SLOW_READER"),
     Rule(engine_errors.QueueFull, _Code.RESOURCE_EXHAUSTED, "QUEUE_FULL", _retry_later),
     Rule(engine_errors.DeadlineExceeded, _Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
     Rule(engine_errors.Cancelled, _Code.CANCELLED, "CANCELLED"),

@@ -12,7 +12,7 @@ from google.rpc import status_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 
 from server.call import Call
-from server.errors import rule_for, to_status
+from server.errors import SlowReader, rule_for, to_status
 from server.metrics import Metrics
 from server.security.errors import QuotaExceeded, SecurityError
 from server.security.gate import Gate, before
@@ -35,8 +35,9 @@ Handler = Any
 class Guard(grpc.aio.ServerInterceptor):
     """Hands the servicers a ``Call`` in place of gRPC's context."""
 
-    def __init__(self, metrics: Metrics, gate: Gate) -> None:
+    def __init__(self, metrics: Metrics, gate: Gate, *, send_timeout_s: float) -> None:
         self._metrics = metrics
+        self._send_timeout_s = send_timeout_s
         self._gate = gate
         self._running = 0
         self._idle = asyncio.Event()
@@ -100,6 +101,7 @@ class Guard(grpc.aio.ServerInterceptor):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> Any:
         call = Call.begin(context, path.rpartition("/")[2])
+        call.send_timeout_s = self._send_timeout_s
         self._running += 1
         self._idle.clear()
         try:
@@ -112,12 +114,16 @@ class Guard(grpc.aio.ServerInterceptor):
             is_late = call.is_late(within_s=_CLOCK_SKEW_S)
             self._note_failure(call, _Code.DEADLINE_EXCEEDED if is_late else _Code.CANCELLED)
             raise
+        except SlowReader as error:
+            unread = error
         except Exception as error:  # whatever it is, the caller gets a status and the log the rest
             await self._abort(call, error)
         finally:
             self._running -= 1
             if self._running == 0:
                 self._idle.set()
+        # Its status waits behind what the client does not read: the call is over all the same.
+        await self._abort(call, unread)
 
     async def _refuse(
         self,

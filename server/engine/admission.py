@@ -37,6 +37,35 @@ class Places:
         return taken.total() + (self.kept if taken[owner] else 0) < self.total
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What may wait.
+
+    Attributes:
+        whose: for messages.
+        jobs: most jobs.
+        tokens: most tokens; one job alone may have more.
+    """
+
+    whose: str
+    jobs: int
+    tokens: int
+
+    def check(self, jobs: int, tokens: int, more: int, retry_after_s: float) -> None:
+        """Looks whether one more job of ``more`` tokens may wait. Raises QueueFull."""
+        if jobs >= self.jobs:
+            raise QueueFull(
+                f"waiting requests{self.whose} must be at most {self.jobs}, and that many are",
+                retry_after_s=retry_after_s,
+            )
+        if jobs and tokens + more > self.tokens:
+            raise QueueFull(
+                f"waiting tokens{self.whose} must be at most {self.tokens}, "
+                f"got {tokens} and {more} more",
+                retry_after_s=retry_after_s,
+            )
+
+
 class Admission:
     """Jobs that wait, bounded by their number and their tokens.
 
@@ -45,9 +74,22 @@ class Admission:
     for all of another's jobs, and low priority waits long, but not for ever.
     """
 
-    def __init__(self, *, max_queue: int, max_queue_tokens: int) -> None:
-        """Takes the bounds."""
-        self._max_queue, self._max_queue_tokens = max_queue, max_queue_tokens
+    def __init__(
+        self,
+        *,
+        max_queue: int,
+        max_queue_tokens: int,
+        max_owner_queue: int | None = None,
+        max_owner_queue_tokens: int | None = None,
+    ) -> None:
+        """Takes the bounds of all that waits, and of what one owner has wait."""
+        self._all = Bounds("", max_queue, max_queue_tokens)
+        self._own = Bounds(
+            " of one owner",
+            max_queue if max_owner_queue is None else max_owner_queue,
+            max_queue_tokens if max_owner_queue_tokens is None else max_owner_queue_tokens,
+        )
+        self._owned: dict[str, tuple[int, int]] = {}
         self._queues: dict[tuple[str, int], tuple[deque[Work], Sharer]] = {}
         self._owners = Group()
         self._count = self._tokens = 0
@@ -64,24 +106,25 @@ class Admission:
         """Tokens that wait."""
         return self._tokens
 
-    def put(self, work: Work) -> None:
+    def before(self, owner: str) -> int:
+        """Tokens that may go before those of one more job of an owner, as owners take turns."""
+        _, own = self._owned.get(owner, (0, 0))
+        return min(self._tokens, own * len({*self._owned, owner}))
+
+    def put(self, work: Work, *, retry_after_s: float = 1.0) -> None:
         """Lets a job wait.
+
+        Args:
+            work: the job.
+            retry_after_s: what a caller is told that is refused.
 
         Raises:
             QueueFull: too many jobs or tokens are waiting.
             InvalidRequest: there is no such priority.
         """
-        if self._count >= self._max_queue:
-            raise QueueFull(
-                f"waiting requests must be at most {self._max_queue}, and that many are",
-                retry_after_s=1.0,
-            )
-        if self._count and self._tokens + work.size > self._max_queue_tokens:
-            raise QueueFull(
-                f"waiting tokens must be at most {self._max_queue_tokens}, "
-                f"got {self._tokens} and {work.size} more",
-                retry_after_s=1.0,
-            )
+        jobs, tokens = self._owned.get(work.job.owner, (0, 0))
+        self._all.check(self._count, self._tokens, work.size, retry_after_s)
+        self._own.check(jobs, tokens, work.size, retry_after_s)
         owner, priority = work.job.owner, work.job.priority
         most = len(PRIORITY_WEIGHTS) - 1
         if not 0 <= priority <= most:
@@ -91,6 +134,7 @@ class Admission:
             sharer = self._owners.group(owner, weight).join(priority, weight)
             self._queues[owner, priority] = deque[Work](), sharer
         self._queues[owner, priority][0].append(work)
+        self._owned[owner] = jobs + 1, tokens + work.size
         self._count += 1
         self._tokens += work.size
 
@@ -123,6 +167,11 @@ class Admission:
             found.append(f"the queue counts {self._count} jobs, and {len(works)} wait")
         if self._tokens != tokens:
             found.append(f"the queue counts {self._tokens} tokens, and {tokens} wait")
+        owned = Counter[str]()
+        for work in works:
+            owned[work.job.owner] += work.size
+        if {owner: size for owner, (_, size) in self._owned.items()} != dict(owned):
+            found.append(f"the queue counts {self._owned} by owner, and {dict(owned)} wait")
         if any(not queue for queue, _ in self._queues.values()):
             found.append("the queue has an owner with no jobs")
         return found
@@ -134,6 +183,10 @@ class Admission:
             queue.remove(work)
             self._count -= 1
             self._tokens -= work.size
+            jobs, tokens = self._owned[owner]
+            self._owned[owner] = jobs - 1, tokens - work.size
+            if jobs == 1:
+                del self._owned[owner]
             if not queue:
                 del self._queues[owner, priority]
                 self._owners.leave(owner, priority)

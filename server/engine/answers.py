@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from server.engine.drawing import announce_prompt
-from server.engine.errors import EngineError, EngineFailed
-from server.engine.memory import Memory
+from server.engine.errors import EngineError, EngineFailed, OutOfMemory
+from server.engine.memory import Memory, is_out_of_memory
 from server.engine.requests import GenerateJob, ScoreJob
 from server.engine.results import Failed, Generated, Scored, SessionView
 from server.engine.runs import Runs
@@ -15,6 +15,9 @@ from server.engine.sharing import Sharing
 from server.engine.work import Ending, Run, Work, totals_of
 
 log = logging.getLogger(__name__)
+
+_RETRY_S = 1.0
+"""When others may be done that memory was short with."""
 
 
 class Answers:
@@ -31,11 +34,19 @@ class Answers:
             yield
         except EngineError as error:
             self.fail(work, error)
-        except Exception:
+        except Exception as error:
             # Sinks and text sinks are the caller's code, run on this thread: whatever they raise
             # must not end the jobs of others.
             log.exception("job %s failed", work.job.job_id)
-            self.fail(work, EngineFailed("internal error while answering"))
+            self.break_off([work], error)
+
+    def break_off(self, works: list[Work], error: Exception) -> None:
+        """Ends jobs that a defect has hit; where memory ran out, what is kept makes room."""
+        is_full = is_out_of_memory(error)
+        for work in works:
+            self.fail(work, _no_memory() if is_full else EngineFailed("internal error"))
+        if is_full:
+            self._sharing.clear()
 
     def finish(self, run: Run) -> None:
         """Takes in a run that is done, and answers its job if that was the last."""
@@ -156,3 +167,9 @@ class Answers:
         work.finished = True
         self._sharing.forget(work)
         self._memory.release_base(work)
+
+
+def _no_memory() -> OutOfMemory:
+    return OutOfMemory(
+        "there was no memory for this; try again when others are done", retry_after_s=_RETRY_S
+    )

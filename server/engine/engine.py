@@ -28,13 +28,14 @@ from server.engine.costs import CostCurve
 from server.engine.errors import (
     Cancelled,
     DeadlineExceeded,
-    EngineFailed,
     EngineStopped,
+    TooLate,
 )
 from server.engine.jobs import JobRunner
 from server.engine.limits import EngineLimits, EngineSnapshot
 from server.engine.memory import Memory
 from server.engine.observer import Observer
+from server.engine.rates import SAFETY, Progress
 from server.engine.requests import Job, ScoreJob
 from server.engine.results import Event, Failed
 from server.engine.scheduler import Scheduler
@@ -55,6 +56,9 @@ _FORMS: dict[torch.dtype, Format] = {
     torch.float16: "float16",
     torch.bfloat16: "bfloat16",
 }
+
+_RETRY_S, _LONGEST_RETRY_S = 1.0, 30.0
+"""What callers that are refused are told: while nothing is measured, and at most."""
 
 _IDLE_WAIT_S = 1.0
 """How long the idle thread sleeps before it looks for expired sessions."""
@@ -168,8 +172,12 @@ class Engine:
         self._observer = observer
         self._wake = threading.Condition()
         self._waiting = Admission(
-            max_queue=limits.max_queue, max_queue_tokens=limits.max_queue_tokens
+            max_queue=limits.max_queue,
+            max_queue_tokens=limits.max_queue_tokens,
+            max_owner_queue=limits.max_owner_queue,
+            max_owner_queue_tokens=limits.max_owner_queue_tokens,
         )
+        self._progress = Progress(time.monotonic)
         self._places = Places(limits.max_running)
         self._running: list[Work] = []
         self._cancelled: set[str] = set()
@@ -222,14 +230,34 @@ class Engine:
         Raises:
             EngineStopped: the engine takes no jobs.
             QueueFull: too many jobs or tokens are waiting.
+            TooLate: it would wait beyond its deadline.
             InvalidRequest: there is no such priority.
         """
         work = Work(job, time.monotonic())
         with self._wake:
             if not self._accepting:
                 raise EngineStopped(f"model {self.name!r} takes no requests: it is not running")
-            self._waiting.put(work)
+            wait_s = self._progress.rate.seconds(self._waiting.tokens + self._progress.running)
+            retry_after_s = _RETRY_S if wait_s is None else min(max(wait_s, 0.1), _LONGEST_RETRY_S)
+            if len(self._waiting):
+                self._check_deadline(work, retry_after_s)
+            self._waiting.put(work, retry_after_s=retry_after_s)
             self._wake.notify()
+
+    def _check_deadline(self, work: Work, retry_after_s: float) -> None:
+        """Turns a job away that would not be done by its deadline, with what waits before it."""
+        deadline, owner = work.job.deadline, work.job.owner
+        before = self._waiting.before(owner) + self._progress.running
+        needs_s = self._progress.rate.seconds(before + work.size)
+        if deadline is None or needs_s is None:
+            return
+        has_s = deadline - work.submitted
+        if SAFETY * needs_s > has_s:
+            raise TooLate(
+                f"deadline must be at least {SAFETY * needs_s:.2g} s away with what waits before "
+                f"this call, got {has_s:.2g} s",
+                retry_after_s=retry_after_s,
+            )
 
     def cancel(self, job_id: str) -> None:
         """Ends a job at the next turn with ``Failed(Cancelled)``; unknown ids are ignored."""
@@ -348,12 +376,12 @@ class Engine:
             self._runner.loosen_to = self.limits.overload_tol if self.is_overloaded else 0.0
             if self._running:
                 self._runner.step()
-        except Exception:
+        except Exception as error:
             # A bug or a broken device must not take the other sessions down, nor the thread.
             log.exception("model %s: a call of f failed; its requests are failed", self.name)
-            for work in self._running:
-                self._runner.fail(work, EngineFailed("internal error while solving"))
+            self._runner.fail_all(self._running, error)
         self._forget_finished()
+        self._progress.look(self._running, self._runner.solved_tokens)
 
     def _do_errands(self) -> None:
         while self._errands:

@@ -6,6 +6,8 @@ EngineError
 ├── SessionBusy         another call is running on it
 ├── SessionLimit        no room for one more session
 ├── QueueFull           too much work is waiting
+│   └── TooLate         it would wait beyond its deadline
+├── OutOfMemory         there was no memory for it
 ├── DeadlineExceeded    the caller's deadline passed
 ├── Cancelled           the caller went away
 ├── NotConverged        a token spent its budget and the request said that is an error
@@ -52,6 +54,22 @@ class SessionLimit(EngineError):
 
 class QueueFull(EngineError):
     """More work is waiting than the queue may hold.
+
+    Attributes:
+        retry_after_s: when trying again makes sense, in seconds.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class TooLate(QueueFull):
+    """With what waits before it, a job would not be done by its deadline."""
+
+
+class OutOfMemory(EngineError):
+    """There was no memory for what a job needs; kept solutions have made room since.
 
     Attributes:
         retry_after_s: when trying again makes sense, in seconds.

@@ -54,6 +54,8 @@ class JobRunner:
         self._with_candidates: list[Work] = []
         self._places = Places(scheduler.max_running)
         self._call_s = 0.0
+        self.solved_tokens = 0
+        """Tokens accepted since the start."""
 
     @property
     def prefix_tokens(self) -> int:
@@ -147,6 +149,7 @@ class JobRunner:
         accepted = self._batch.step(self._scheduler, options)
         self._call_s = time.perf_counter() - begun
         self.observer.step(rows=rows, sequences=len(running), seconds=self._call_s)
+        self.solved_tokens += len(accepted)
         solved = [_as_asked(t.solved, running[t.sequence].work.job.solve) for t in accepted]
         self.observer.solved(solved)
         for token, how in zip(accepted, solved, strict=True):
@@ -229,6 +232,10 @@ class JobRunner:
         if late and not work.finished and not work.is_solving:
             work.closing = "time"
             self._answers.stop(work)
+
+    def fail_all(self, works: list[Work], error: Exception) -> None:
+        """Ends jobs whose call of f has failed."""
+        self._answers.break_off(works, error)
 
     def fail(self, work: Work, error: EngineError) -> None:
         """Ends a job without a trace in its session."""

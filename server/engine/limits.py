@@ -15,6 +15,8 @@ class EngineLimits:
             quarter is kept for owners that have none.
         max_queue: jobs that may wait.
         max_queue_tokens: tokens that may wait.
+        max_owner_queue: jobs of one owner that may wait.
+        max_owner_queue_tokens: tokens of one owner that may wait.
         max_sessions: sessions held.
         window: most rows of one sequence in a call.
         overload_tol: tolerance to which tokens are loosened while more jobs wait than
@@ -31,6 +33,8 @@ class EngineLimits:
     max_running: int = 64
     max_queue: int = 256
     max_queue_tokens: int = 1_000_000
+    max_owner_queue: int = 128
+    max_owner_queue_tokens: int = 500_000
     max_sessions: int = 256
     window: int = 64
     overload_tol: float = 0.0

@@ -1,5 +1,6 @@
 """What jobs take from sessions and leave to them: slots of the slab's store."""
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -15,6 +16,8 @@ from server.engine.slots import SlotPool
 from server.engine.snapshots import Snapshot, StateFormat, States, pack_tokens, unpack_tokens
 from server.engine.solve import Solved
 from server.engine.work import Run, Work
+
+log = logging.getLogger(__name__)
 
 _DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -66,7 +69,9 @@ class Memory:
             raise Cancelled("the session was released")
         work.base_slot = base.slot
         work.base_position, work.base_totals = base.position, base.totals
-        if base.slot is None and base.position > 0:
+        if base.slot is not None and not self._slab.is_finite(base.slot):
+            self._heal(work, base)
+        elif base.slot is None and base.position > 0:
             tokens = unpack_tokens(base.tokens)
             z_star = self._usable(base)
             if z_star is None:
@@ -77,6 +82,16 @@ class Memory:
             self.from_states += 1
             work.base_slot = self._revive(tokens, z_star, base.states.solved)
             self.settle(work)
+
+    def _heal(self, work: Work, base: Base) -> None:
+        """Has a session whose memory holds no numbers give it up: its tokens are solved again."""
+        lease = work.job.lease
+        assert lease is not None, "only sessions have bases"
+        log.error("session %s: its memory holds no numbers; it is solved again", lease.session_id)
+        self.release_base(work)
+        self._sessions.unseat(lease)
+        self.from_tokens += 1
+        work.again = tuple(unpack_tokens(base.tokens))
 
     def _usable(self, base: Base) -> Tensor | None:
         """States ``(n, d_model)`` of a base on the device; None where they do not fit or are bad.
@@ -166,18 +181,23 @@ class Memory:
             self._slab.advance(row, self._slab.length(row), run.last)
         slot = self.keep(run) if self._sessions.is_resident(lease) or self._make_room() else None
         stored = self.captures and not self._sessions.is_private(lease)
-        states = None
-        if slot is None or stored:
-            states = self._states(self._slab.states(row), self._slab.solved(row))
-        session = self._sessions.commit(
-            lease,
-            slot=slot,
-            position=work.base_position + run.held,
-            totals=work.base_totals + totals,
-            last_token=run.sequence.inputs[run.sequence.accepted - 1],
-            tokens=pack_tokens(run.accepted_tokens),
-            states=states,
-        )
+        try:
+            states = None
+            if slot is None or stored:
+                states = self._states(self._slab.states(row), self._slab.solved(row))
+            session = self._sessions.commit(
+                lease,
+                slot=slot,
+                position=work.base_position + run.held,
+                totals=work.base_totals + totals,
+                last_token=run.sequence.inputs[run.sequence.accepted - 1],
+                tokens=pack_tokens(run.accepted_tokens),
+                states=states,
+            )
+        except Exception:
+            if slot is not None:
+                self._slots.release(slot)  # the job fails, and nobody would know of the slot
+            raise
         if session is None:
             if slot is not None:
                 self._slots.release(slot)
@@ -224,3 +244,10 @@ class Memory:
         kept = z_star.to(_DTYPES[self._format]).cpu().contiguous()
         data = kept.view(torch.uint8).numpy().tobytes()
         return States(self._format, len(z_star), z_star.shape[1], data, solved)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether there was no room; on a CPU torch tells that by its words alone."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)

@@ -153,6 +153,11 @@ class Prefixes(Generic[S]):
         most = self._max_tokens
         return [f"the prefix cache counts {self._tokens} tokens of {most}, and keeps {kept}"]
 
+    def clear(self) -> None:
+        """Drops all that is kept."""
+        self._kept.clear()
+        self._tokens = 0
+
     def _others(self, trace: Trace[S]) -> Iterator[Trace[S]]:
         for other in (*self._kept, *self._open):
             if other is not trace and other.key == trace.key:

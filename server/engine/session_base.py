@@ -177,7 +177,9 @@ class SessionBase:
         return session if session is not None and session.lease == lease.serial else None
 
     def _touch(self, session: Session) -> None:
-        session.last_used, session.last_used_time = self._monotonic(), self._wall()
+        # The time of day may be set back; nothing is used before it is made.
+        wall = max(self._wall(), session.create_time)
+        session.last_used, session.last_used_time = self._monotonic(), wall
         self._next_expiry = min(self._next_expiry, session.last_used + session.ttl_s)
         if session.slot is not None:
             self._resident.move_to_end(session.session_id)

@@ -58,7 +58,8 @@ class SessionWork(SessionBase):
                 return None
             if session.slot is not None:
                 self._slots.retain(session.slot)
-                return Base(session.slot, session.position, session.totals)
+                tokens = session.tokens or b""
+                return Base(session.slot, session.position, session.totals, tokens)
             assert session.tokens is not None, "a job on a session that is away"
             return Base(None, session.position, session.totals, session.tokens, session.states)
 
@@ -154,6 +155,14 @@ class SessionWork(SessionBase):
         with self._lock:
             session = self._holder(lease)
             return session is not None and session.is_private
+
+    def unseat(self, lease: Lease) -> None:
+        """Takes the session of a lease off the device, and forgets its states."""
+        with self._lock:
+            session = self._holder(lease)
+            if session is not None:
+                self._vacate(session)
+                session.states = None
 
     def view(self, lease: Lease) -> SessionView | None:
         """The session of a lease, or None when the lease is over."""

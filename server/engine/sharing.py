@@ -166,6 +166,10 @@ class Sharing:
             self._prefixes.close(run.trace)
             run.trace = None
 
+    def clear(self) -> None:
+        """Drops what is kept of runs that are over: somebody needs the memory."""
+        self._prefixes.clear()
+
     def forget(self, work: Work) -> None:
         """A job is over: nobody can continue its base any more."""
         if self._is_on:

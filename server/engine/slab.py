@@ -116,6 +116,13 @@ class Slab:
         kept, _ = self._contexts(seen.length)
         return self._kept_z[slot, kept], seen.solved
 
+    def is_finite(self, slot: int) -> bool:
+        """Whether all that is kept in a slot are numbers; asks the device once."""
+        kept, _ = self._contexts(self._slot_seen[slot].length)
+        parts = (self._kept_key[slot, :, kept], self._kept_value[slot, :, kept])
+        sums = [part.sum() for part in (*parts, self._kept_z[slot, kept])]
+        return bool(torch.stack(sums).isfinite().all())
+
     def solved(self, row: int) -> Solved:
         """How the last token of a row was solved."""
         solved = self._row_seen[row].solved

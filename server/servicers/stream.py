@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import secrets
 import sys
 import time
@@ -40,10 +41,14 @@ class Inbox:
         # None is the client's half-close.
         self._queue: asyncio.Queue[Message | Exception | None] = asyncio.Queue(_READ_AHEAD)
         self._task = asyncio.create_task(self._read(messages))
+        self.waits_since = math.inf
+        """Instant since which the stream waits for its client; infinite while it does not."""
 
     async def next(self) -> Message | None:
         """The next message; None at the end. Raises what ``fail`` was given."""
+        self.waits_since = time.monotonic()
         item = await self._queue.get()
+        self.waits_since = math.inf
         self._queue.task_done()
         return self._opened(item)
 
@@ -114,10 +119,12 @@ class Streams:
     def __len__(self) -> int:
         return len(self._inboxes)
 
-    def expire(self) -> None:
-        """End the streams that wait for their clients: the server's time is up."""
+    def expire(self, *, longer_than_s: float = -math.inf) -> None:
+        """End the streams that have waited so long for their clients: the server stops."""
+        before = time.monotonic() - longer_than_s
         for inbox in self._inboxes:
-            inbox.fail(EngineStopped("the server is shutting down"))
+            if inbox.waits_since <= before:
+                inbox.fail(EngineStopped("the server is shutting down"))
 
     async def run(self, messages: Messages, call: Call) -> None:
         """Answer one stream."""

@@ -103,7 +103,7 @@ class Sessions(RuleBasedStateMachine):
         self.gone.append(session_id)
 
     def touch(self, session: Expected) -> None:
-        session.last_used, session.used = self.now, self.wall
+        session.last_used, session.used = self.now, max(self.wall, session.created)
 
     def error(self, session_id: str, owner: str, *, may_be_busy: bool) -> type[Exception] | None:
         """What a call on a session must raise."""
