@@ -14,7 +14,8 @@ from server.engine.results import SessionView, Totals
 from server.engine.session_work import Base
 from server.engine.sessions import SessionTable
 from server.engine.slots import SlotPool
-from server.engine.solve import Solve
+from server.engine.snapshots import Snapshot, States
+from server.engine.solve import Solve, Solved
 
 MAX_SESSIONS, SLOTS = 4, 6
 OWNERS = st.sampled_from(("ann", "bob"))
@@ -33,6 +34,42 @@ class Expected:
     slot: int | None = None
     position: int = 0
     lease: Lease | None = None
+    tokens: bytes = b""
+    revision: int = 1
+    saved: int = 0
+    away: bool = False
+
+    def forget(self) -> None:
+        """The store has it, and nobody needs it here."""
+        if self.slot is None and self.lease is None and self.saved == self.revision:
+            self.away = bool(self.tokens)
+
+
+STATES = States(
+    format="float32",
+    rows=1,
+    d_model=1,
+    data=bytes(4),
+    solved=Solved(nfe=1, residual=0.0, status="converged"),
+)
+
+
+def snapshot_of(session_id: str, session: Expected) -> Snapshot:
+    """What a store has of it."""
+    return Snapshot(
+        session_id=session_id,
+        model="",
+        fingerprint="",
+        owner=session.owner,
+        ttl_s=session.ttl_s,
+        solve=Solve(),
+        create_time=session.created,
+        last_used_time=session.used,
+        revision=session.revision,
+        totals=Totals(),
+        tokens=session.tokens,
+        states=STATES,
+    )
 
 
 class Sessions(RuleBasedStateMachine):
@@ -147,6 +184,8 @@ class Sessions(RuleBasedStateMachine):
             with pytest.raises(error):
                 self.table.fork(origin, owner, ttl_s=ttl_s)
             return
+        if self.live[origin].away:
+            return  # is fetched first
         view, source = self.table.fork(origin, owner, ttl_s=ttl_s), self.live[origin]
         self.live[view.session_id] = Expected(
             owner,
@@ -156,6 +195,7 @@ class Sessions(RuleBasedStateMachine):
             self.wall,
             slot=source.slot,
             position=source.position,
+            tokens=source.tokens,
         )
         self.check_view(view, self.live[view.session_id])
 
@@ -194,19 +234,22 @@ class Sessions(RuleBasedStateMachine):
         if session:
             session.lease = None
             self.touch(session)
+            session.forget()
             self.over.append(lease)
 
     @rule(data=st.data())
     def take_base(self, data: st.DataObject) -> None:
         lease = self.any_lease(data)
-        if lease is None:
+        session = self.holder(lease) if lease else None
+        if lease is None or (session and session.away):
             return
-        base, session = self.table.base(lease), self.holder(lease)
+        base = self.table.base(lease)
         if session is None:
             assert base is None
             return
         assert base is not None
         assert (base.slot, base.position) == (session.slot, session.position)
+        assert base.slot is not None or base.tokens == session.tokens
         self.bases.append(base)
 
     @precondition(lambda self: self.bases)
@@ -220,23 +263,71 @@ class Sessions(RuleBasedStateMachine):
     def commit(self, data: st.DataObject, more: int) -> None:
         """Also with leases that are over: then the slot stays the caller's."""
         lease = self.any_lease(data)
-        slot = self.pool.acquire() if lease else None
-        if lease is None or slot is None:
-            assert lease is None or self.pool.used == SLOTS
+        session = self.holder(lease) if lease else None
+        if lease is None or (session and session.away):
+            return  # is fetched first
+        slot = self.pool.acquire()
+        if slot is None:
+            assert self.pool.used == SLOTS
             return
-        session = self.holder(lease)
         position = more + (session.position if session else 0)
+        tokens = bytes(4 * more)
         view = self.table.commit(
-            lease, slot=slot, position=position, totals=Totals(position, -1.0), last_token=1
+            lease,
+            slot=slot,
+            position=position,
+            totals=Totals(position, -1.0),
+            last_token=1,
+            tokens=tokens,
         )
         if session is None:
             assert view is None
             self.pool.release(slot)
             return
         session.slot, session.position = slot, position
+        session.tokens, session.revision = session.tokens + tokens, session.revision + 1
         self.touch(session)
         assert view is not None
         self.check_view(view, session)
+
+    # What the keeper of the store does
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def save(self, data: st.DataObject) -> None:
+        session_id = data.draw(st.sampled_from(list(self.live)))
+        session = self.live[session_id]
+        unsaved = {k for k, s in self.live.items() if s.saved < s.revision}
+        assert set(self.table.unsaved()) == unsaved
+        self.table.mark_saved(session_id, session.revision)
+        session.saved = session.revision
+        session.forget()
+        assert self.table.is_saved(session_id)
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), states=st.sampled_from((None, STATES)))
+    def evict(self, data: st.DataObject, states: States | None) -> None:
+        """Off the device, if no call uses it and what it goes on from is somewhere."""
+        session_id = data.draw(st.sampled_from(list(self.live)))
+        session = self.live[session_id]
+        is_kept = states is not None or session.saved == session.revision
+        may_go = session.lease is None and session.slot is not None and is_kept
+        assert self.table.vacate(session_id, states) == may_go
+        if may_go:
+            session.slot = None
+            session.forget()
+
+    @rule(data=st.data())
+    def fetch(self, data: st.DataObject) -> None:
+        """From the store, for a call."""
+        lease = self.any_lease(data)
+        session = self.holder(lease) if lease else None
+        if lease is None:
+            return
+        assert self.table.is_away(lease) == bool(session and session.away)
+        if session and session.away:
+            self.table.supply(lease, snapshot_of(lease.session_id, session))
+            session.away = False
 
     @rule()
     def expire_now(self) -> None:
@@ -253,6 +344,9 @@ class Sessions(RuleBasedStateMachine):
 
     @invariant()
     def adds_up(self) -> None:
+        assert not self.table.problems()
+        away = {k for k, s in self.table._sessions.items() if s.is_away}
+        assert away == {k for k, s in self.live.items() if s.away}
         assert len(self.table) == len(self.live)
         holders = Counter(s.slot for s in self.live.values() if s.slot is not None)
         assert self.table.holding() == len(holders)
