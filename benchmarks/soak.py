@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="JSON lines, one for each rest")
     parser.add_argument("--plot", type=Path, help="picture")
     args = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as folder, _server(args.model, Path(folder) / "log") as it:
+    with tempfile.TemporaryDirectory() as folder, served(args.model, Path(folder) / "log") as it:
         samples = asyncio.run(_soak(it, args))
     if args.out is not None:
         args.out.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if found["problems"] else 0
 
 
-class _Served:
+class Served:
     """A server process and where it answers."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", address: str, metrics: str) -> None:
@@ -87,7 +87,7 @@ class _Served:
 
 
 @contextmanager
-def _server(model: Path, log: Path) -> Iterator[_Served]:
+def served(model: Path, log: Path) -> Iterator[Served]:
     """Runs ``deqlm serve``; it must end in an orderly way."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "proto")])}
     command = [sys.executable, "-m", "server", f"--model=soak={model}", "--port=0"]
@@ -96,7 +96,7 @@ def _server(model: Path, log: Path) -> Iterator[_Served]:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=file)
     try:
         address, metrics = _ready(process, log)
-        yield _Served(process, address, metrics)
+        yield Served(process, address, metrics)
         process.send_signal(signal.SIGTERM)
         code = process.wait(_STOP_S)
         text = log.read_text()
@@ -116,17 +116,17 @@ def _ready(process: "subprocess.Popen[bytes]", log: Path) -> tuple[str, str]:
     raise RuntimeError("the server does not start: " + log.read_text())
 
 
-async def _soak(served: _Served, args: argparse.Namespace) -> list[dict[str, Any]]:
+async def _soak(it: Served, args: argparse.Namespace) -> list[dict[str, Any]]:
     with lzma.open(ROOT / "data" / "corpus" / "train.txt.xz", "rt", encoding="utf-8") as file:
         words = file.read(1_000_000).split()
-    workers = [Worker(served.address, words, args.seed * 1000 + i) for i in range(_WORKERS)]
-    watcher = AsyncClient(served.address, timeout_s=60.0)
+    workers = [Worker(it.address, words, args.seed * 1000 + i) for i in range(_WORKERS)]
+    watcher = AsyncClient(it.address, timeout_s=60.0)
     began, samples = time.monotonic(), list[dict[str, Any]]()
     while (now := time.monotonic()) - began < args.seconds:
         working = asyncio.gather(*(w.work(now + args.cycle_s) for w in workers))
         amid = (await watcher.check()).problems
         await working
-        samples.append(await _at_rest(served, watcher, amid))
+        samples.append(await _at_rest(it, watcher, amid))
         samples[-1]["s"] = time.monotonic() - began
         samples[-1]["calls_done"] = _counts(workers)
         print(json.dumps(samples[-1]), file=sys.stderr, flush=True)
@@ -136,7 +136,7 @@ async def _soak(served: _Served, args: argparse.Namespace) -> list[dict[str, Any
     return samples
 
 
-async def _at_rest(served: _Served, watcher: AsyncClient, amid: tuple[str, ...]) -> dict[str, Any]:
+async def _at_rest(it: Served, watcher: AsyncClient, amid: tuple[str, ...]) -> dict[str, Any]:
     """The server once all calls are over, which must not take long."""
     until = time.monotonic() + _REST_S
     found = await watcher.check()
@@ -144,7 +144,7 @@ async def _at_rest(served: _Served, watcher: AsyncClient, amid: tuple[str, ...])
         await asyncio.sleep(0.05)
         found = await watcher.check()
     found = await watcher.check()  # one more turn, in which what was cancelled ends
-    sample = await asyncio.to_thread(served.sample)
+    sample = await asyncio.to_thread(it.sample)
     problems = [*amid, *found.problems]
     for problem in problems:
         print(problem, file=sys.stderr)

@@ -237,9 +237,9 @@ class Engine:
         with self._wake:
             if not self._accepting:
                 raise EngineStopped(f"model {self.name!r} takes no requests: it is not running")
-            wait_s = self._progress.rate.seconds(self._waiting.tokens + self._progress.running)
+            wait_s = self._progress.rate.seconds(self._waiting.tokens)
             retry_after_s = _RETRY_S if wait_s is None else min(max(wait_s, 0.1), _LONGEST_RETRY_S)
-            if len(self._waiting):
+            if self._waiting or self._running:
                 self._check_deadline(work, retry_after_s)
             self._waiting.put(work, retry_after_s=retry_after_s)
             self._wake.notify()
@@ -247,8 +247,7 @@ class Engine:
     def _check_deadline(self, work: Work, retry_after_s: float) -> None:
         """Turns a job away that would not be done by its deadline, with what waits before it."""
         deadline, owner = work.job.deadline, work.job.owner
-        before = self._waiting.before(owner) + self._progress.running
-        needs_s = self._progress.rate.seconds(before + work.size)
+        needs_s = self._progress.seconds(work.size, self._waiting.before(owner))
         if deadline is None or needs_s is None:
             return
         has_s = deadline - work.submitted

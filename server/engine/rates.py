@@ -1,6 +1,6 @@
 """How fast jobs are worked off, as measured, and when one that comes now would be done."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from server.engine.work import Work
@@ -9,7 +9,7 @@ _MEMORY_S = 5.0
 """Time of work after which what was measured before counts for about a third."""
 _LEAST_S = 0.5
 """Time of work before which nothing is foretold."""
-SAFETY = 1.2
+SAFETY = 2.0
 """A job must have so much more time than it is foretold to need: rates vary."""
 
 
@@ -41,23 +41,18 @@ class Rate:
         return None if per_s is None else tokens / per_s
 
 
-def left(works: Iterable[Work]) -> int:
-    """Tokens that running jobs may still take."""
-    return sum(max(0, work.size - work.stats.solved_tokens) for work in works)
-
-
 @dataclass(slots=True)
 class Progress:
     """Watches what the running jobs do.
 
     Attributes:
         rate: of all jobs together.
-        running: tokens that they may still take.
+        running: tokens that each of them may still take.
     """
 
     clock: Callable[[], float]
     rate: Rate = field(default_factory=Rate)
-    running: int = 0
+    running: tuple[int, ...] = ()
     _since: float | None = None
     _solved: int = 0
 
@@ -72,4 +67,17 @@ class Progress:
         if self._since is not None:
             self.rate.note(solved - self._solved, now - self._since)
         self._since, self._solved = (now if running else None), solved
-        self.running = left(running)
+        self.running = tuple(max(0, work.size - work.stats.solved_tokens) for work in running)
+
+    def seconds(self, size: int, before: int) -> float | None:
+        """When a job would be done that comes now; None where that is not known.
+
+        Jobs that run share the calls with it: of each no more is done meanwhile than of all that
+        comes before its end.
+
+        Args:
+            size: its tokens.
+            before: tokens that wait and go first.
+        """
+        own = before + size
+        return self.rate.seconds(own + sum(min(left, own) for left in self.running))
