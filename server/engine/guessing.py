@@ -25,9 +25,10 @@ from server.engine.work import Run
 NEAR = 0.2
 """Relative residual within which all of a window must be for a token behind it to be guessed."""
 
-SHARE = 0.75
+SHARE = 0.9
 """Of the time of the rows that are known, what as many guesses may add: as many rows take as many
-calls less, and one in ten guesses is withdrawn."""
+calls less, and one in ten guesses is withdrawn. With 16 streams of the 98M model, where a guess
+each adds 0.8, guesses took generation from 128 to 164 tokens per second."""
 LONGEST = 3.0
 """How much longer a call may take for guesses: others wait for its end."""
 
