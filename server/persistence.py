@@ -70,6 +70,10 @@ class Persistence:
         return count
 
     def _add_away(self, engine: Engine, head: Head, opened: Opened) -> bool:
+        if len(engine.sessions) >= engine.limits.max_sessions:
+            # Somebody set a smaller bound: what does not fit waits in the store for a larger one.
+            _log.warning("a stored session is beyond max_sessions and is left in the store")
+            return False
         view = engine.sessions.add_away(
             opened.snapshot, position=opened.position, last_token=opened.last_token
         )

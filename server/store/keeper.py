@@ -216,12 +216,12 @@ class Keeper:
 
     def _write(self, due: dict[str, Snapshot | None]) -> bool:
         entries, deleted = [], []
-        for session_id, snapshot in due.items():
-            if snapshot is None:
-                deleted.append(session_id)
-            else:
-                entries.append(Entry(session_id, write_head(snapshot), write_blob(snapshot)))
         try:
+            for session_id, snapshot in due.items():
+                if snapshot is None:
+                    deleted.append(session_id)
+                else:
+                    entries.append(Entry(session_id, write_head(snapshot), write_blob(snapshot)))
             with self._timed("write"):
                 self._store.write(entries, deleted)
         except Exception as error:  # whatever it is, sessions must go on
