@@ -34,8 +34,16 @@ def session(stubs: Stubs) -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def adds_up(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every test that used the shared server ends with a look at its invariants."""
+def leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test leaves on the shared server goes, and then the server's books add up.
+
+    A session left behind would expire within another test, which might be counting.
+    """
     yield
     if "live_server" in request.fixturenames:
-        request.getfixturevalue("live_server").check()
+        live_server = request.getfixturevalue("live_server")
+        for owner in ("ann", "bob"):
+            stubs = Stubs(live_server.channel, owner=owner)
+            for view in stubs.list().sessions:
+                stubs.delete(view.session_id)
+        live_server.check()
