@@ -19,6 +19,7 @@ from server.errors import SlowReader
 from server.registry import Registry
 from server.security.principals import Principal
 from server.security.quotas import Meter
+from server.tracecontext import TraceContext, read_metadata
 
 E = TypeVar("E", Scored, Generated)
 
@@ -46,6 +47,7 @@ class Call:
         principal: who called; None before that is known.
         meter: what that may use; None for as much as there is.
         send_timeout_s: what its client gets to read a response.
+        trace: the span that it belongs to, where its client named one.
     """
 
     context: grpc.aio.ServicerContext[Any, Any]
@@ -60,6 +62,7 @@ class Call:
     principal: Principal | None = None
     meter: Meter | None = None
     send_timeout_s: float = 30.0
+    trace: TraceContext | None = None
     _jobs: int = field(default=0)
 
     @classmethod
@@ -78,6 +81,7 @@ class Call:
             sharer=f"owner {owner}" if owner else f"peer {_host(context.peer())}",
             started=now,
             deadline=None if remaining_s is None else now + remaining_s,
+            trace=read_metadata(metadata),
         )
 
     def check_deadline(self) -> None:
