@@ -147,7 +147,10 @@ class Server:
         await self._open_store()
         self._attempts = Attempts()
         self._guard = Guard(
-            self.metrics, self._guarding.gate, send_timeout_s=self.config.send_timeout_s
+            self.metrics,
+            self._guarding.gate,
+            send_timeout_s=self.config.send_timeout_s,
+            logs_messages=self.config.log_messages,
         )
         self._health = health.Health((*SERVICES, health.STORE))
         self._server = self._make_server()

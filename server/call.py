@@ -1,9 +1,9 @@
 """One gRPC call, as the servicers see it, and the jobs it gives to an engine."""
 
 import asyncio
+import itertools
 import logging
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import grpc
 
+from server import request_ids
 from server.engine.engine import Engine
 from server.engine.errors import DeadlineExceeded, EngineFailed
 from server.engine.requests import GenerateJob, ScoreJob
@@ -28,6 +29,9 @@ ACCEPTED_KEY = "deqlm-accepted"
 
 _log = logging.getLogger(__name__)
 
+_serials = itertools.count(1)
+"""Two calls may have one request id: a client made it."""
+
 
 @dataclass(slots=True)
 class Call:
@@ -36,7 +40,7 @@ class Call:
     Attributes:
         context: of gRPC.
         method: its name, without the service.
-        request_id: in logs and error details.
+        request_id: its client's or made here; in logs, error details and trailing metadata.
         owner: of the sessions it may see.
         sharer: whom its jobs count for where jobs share the engine: the owner, or the caller's
             host where it names none.
@@ -48,6 +52,7 @@ class Call:
         meter: what that may use; None for as much as there is.
         send_timeout_s: what its client gets to read a response.
         trace: the span that it belongs to, where its client named one.
+        serial: its own number, whatever its client calls it.
     """
 
     context: grpc.aio.ServicerContext[Any, Any]
@@ -63,6 +68,7 @@ class Call:
     meter: Meter | None = None
     send_timeout_s: float = 30.0
     trace: TraceContext | None = None
+    serial: int = field(default_factory=lambda: next(_serials))
     _jobs: int = field(default=0)
 
     @classmethod
@@ -76,7 +82,7 @@ class Call:
         return cls(
             context=context,
             method=method,
-            request_id=uuid.uuid4().hex,
+            request_id=request_ids.read_metadata(metadata),
             owner=owner,
             sharer=f"owner {owner}" if owner else f"peer {_host(context.peer())}",
             started=now,
@@ -96,7 +102,17 @@ class Call:
     def next_job_id(self) -> str:
         """An id for one more job of this call."""
         self._jobs += 1
-        return f"{self.request_id}-{self._jobs}"
+        return f"{self.request_id}-{self.serial}-{self._jobs}"
+
+    @property
+    def trace_id(self) -> str:
+        """Of its trace; empty without one."""
+        return "" if self.trace is None else self.trace.trace_id
+
+    @property
+    def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
+        """What its client is told at its end, however it ends."""
+        return ((request_ids.KEY, self.request_id),)
 
     def take_tokens(self, count: int) -> None:
         """Count tokens that are about to be solved. Raises QuotaExceeded."""

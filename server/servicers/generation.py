@@ -240,6 +240,7 @@ def _job(
         max_calls=fields.budget.max_calls,
         priority=fields.priority,
         owner=call.sharer,
+        request_id=call.request_id,
         sink=events.sink,
     )
 
