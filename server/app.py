@@ -34,7 +34,7 @@ from server.engine.engine import Engine
 from server.guard import Guard
 from server.invariants import Findings, Invariants
 from server.loading import Loader, load_engine
-from server.metrics import Metrics
+from server.metrics.counts import Metrics
 from server.metrics_endpoint import MetricsEndpoint
 from server.persistence import Persistence
 from server.registry import Registry

@@ -14,7 +14,7 @@ from grpc_status import rpc_status
 from server.call import Call
 from server.errors import SlowReader, rule_for, to_status
 from server.logs import ABOUT, About
-from server.metrics import Metrics
+from server.metrics.counts import Metrics
 from server.refusals import why
 from server.security.errors import QuotaExceeded, SecurityError
 from server.security.gate import Gate, before
