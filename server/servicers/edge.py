@@ -6,7 +6,7 @@ from server.attempts import Attempts
 from server.config import RequestLimits
 from server.engine.results import SessionView
 from server.engine.solve import Solve
-from server.metrics import Metrics
+from server.metrics.counts import Metrics
 from server.persistence import Persistence
 from server.registry import Registry
 
