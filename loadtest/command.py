@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -162,19 +163,30 @@ def _operands(
 def _tell(folder: Path, objectives: Objectives) -> int:
     """Print and write what a run came to; the exit code."""
     from loadtest.figures import figures
+    from loadtest.page.page import page
     from loadtest.results import Result
     from loadtest.summary import summary
     from loadtest.verdict import problems
 
     result = Result.read(folder)
     found = figures(result.stages, objectives)
-    print(summary(result, found, objectives))
     wrong = problems(result, found, objectives)
+    _write(folder / "report.html", page(result, found, objectives, wrong))
+    _write(folder / "figures.json", json.dumps([one.to_json() for one in found], indent=1) + "\n")
+    print(summary(result, found, objectives))
+    print(f"\npage: {folder / 'report.html'}")
     for problem in wrong:
         say(f"FAILED: {problem}")
     if result.ended_early:
         return EXIT_RPC
     return EXIT_MISSED if wrong else EXIT_OK
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all: the page that was there before stays until then."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)
 
 
 if __name__ == "__main__":
