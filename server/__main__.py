@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+import platform
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from cli.build import this_build
 from server.config import ServerConfig, ServerConfigError
 from server.logs import set_up
 from server.options import parse_config
@@ -57,6 +59,13 @@ def _serve(config: ServerConfig, prog: str) -> int:
     from server.app import Server, StartError
     from server.security.errors import SecurityFileError
 
+    _log.info(
+        "deqlm %s, torch %s, Python %s, models on %s",
+        this_build(),
+        torch.__version__,
+        platform.python_version(),
+        config.device,
+    )
     if config.threads:
         torch.set_num_threads(config.threads)
     try:

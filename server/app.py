@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,6 +11,7 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from cli.build import this_build
 from deqlm.v1 import (
     admin_pb2,
     admin_pb2_grpc,
@@ -260,7 +260,7 @@ class Server:
             metrics=self.metrics,
             persistence=self._persistence,
             attempts=self._attempts,
-            version=_version(),
+            build=this_build(),
         )
         self._scoring = ScoringServicer(edge)
         scoring_pb2_grpc.add_ScoringServiceServicer_to_server(self._scoring, server)
@@ -368,10 +368,3 @@ def _read_key(path: str) -> bytes | None:
             f"session_key_file {path} must hold at least {_LEAST_KEY_BYTES} bytes, got {len(key)}"
         )
     return key
-
-
-def _version() -> str:
-    try:
-        return version("deqlm")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "0"

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from cli.build import Build
 from server.attempts import Attempts
 from server.config import RequestLimits
 from server.engine.results import SessionView
@@ -25,7 +26,7 @@ class Edge:
         metrics: counts.
         persistence: keeps sessions.
         attempts: calls with idempotency keys that are under way.
-        version: of the server.
+        build: version and revision of the server.
     """
 
     registry: Registry
@@ -34,7 +35,7 @@ class Edge:
     metrics: Metrics
     persistence: Persistence
     attempts: Attempts
-    version: str
+    build: Build
 
     def solve_of(self, view: SessionView | None) -> Solve:
         """What an unset solver option of a call means."""
