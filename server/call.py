@@ -1,21 +1,26 @@
 """One gRPC call, as the servicers see it."""
 
 import asyncio
+import itertools
 import time
-import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 
+from server import request_ids
 from server.engine.errors import DeadlineExceeded
 from server.errors import SlowReader
 from server.registry import Registry
 from server.security.principals import Principal
 from server.security.quotas import Meter
+from server.tracecontext import TraceContext, read_metadata
 
 OWNER_KEY = "deqlm-owner"
 ACCEPTED_KEY = "deqlm-accepted"
+
+_serials = itertools.count(1)
+"""Two calls may have one request id: a client made it."""
 
 
 @dataclass(slots=True)
@@ -25,7 +30,7 @@ class Call:
     Attributes:
         context: of gRPC.
         method: its name, without the service.
-        request_id: in logs and error details.
+        request_id: its client's or made here; in logs, error details and trailing metadata.
         owner: of the sessions it may see.
         sharer: whom its jobs count for where jobs share the engine: the owner, or the caller's
             host where it names none.
@@ -36,6 +41,8 @@ class Call:
         principal: who called; None before that is known.
         meter: what that may use; None for as much as there is.
         send_timeout_s: what its client gets to read a response.
+        trace: the span that it belongs to, where its client named one.
+        serial: its own number, whatever its client calls it.
     """
 
     context: grpc.aio.ServicerContext[Any, Any]
@@ -50,6 +57,8 @@ class Call:
     principal: Principal | None = None
     meter: Meter | None = None
     send_timeout_s: float = 30.0
+    trace: TraceContext | None = None
+    serial: int = field(default_factory=lambda: next(_serials))
     _jobs: int = field(default=0)
 
     @classmethod
@@ -63,11 +72,12 @@ class Call:
         return cls(
             context=context,
             method=method,
-            request_id=uuid.uuid4().hex,
+            request_id=request_ids.read_metadata(metadata),
             owner=owner,
             sharer=f"owner {owner}" if owner else f"peer {_host(context.peer())}",
             started=now,
             deadline=None if remaining_s is None else now + remaining_s,
+            trace=read_metadata(metadata),
         )
 
     def check_deadline(self) -> None:
@@ -82,7 +92,17 @@ class Call:
     def next_job_id(self) -> str:
         """An id for one more job of this call."""
         self._jobs += 1
-        return f"{self.request_id}-{self._jobs}"
+        return f"{self.request_id}-{self.serial}-{self._jobs}"
+
+    @property
+    def trace_id(self) -> str:
+        """Of its trace; empty without one."""
+        return "" if self.trace is None else self.trace.trace_id
+
+    @property
+    def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
+        """What its client is told at its end, however it ends."""
+        return ((request_ids.KEY, self.request_id),)
 
     def take_tokens(self, count: int) -> None:
         """Count tokens that are about to be solved. Raises QuotaExceeded."""

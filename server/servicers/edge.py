@@ -7,7 +7,7 @@ from server.config import RequestLimits
 from server.engine.results import SessionView
 from server.engine.solve import Solve
 from server.events import Post
-from server.metrics import Metrics
+from server.metrics.counts import Metrics
 from server.persistence import Persistence
 from server.registry import Registry
 

@@ -14,7 +14,7 @@ from server.engine.requests import GenerateJob, Lease, Sampling, Stop
 from server.engine.results import Drawn, FinishReason, Generated, PromptSolved, SessionView
 from server.events import Events, submitted
 from server.inputs import Tokens, encode
-from server.metrics import Metrics
+from server.metrics.counts import Metrics
 from server.servicers.edge import Edge
 from server.text import StopStringText
 from server.validation import GenerateFields, check_generate, check_token_count
@@ -242,6 +242,7 @@ def _job(
         max_calls=fields.budget.max_calls,
         priority=fields.priority,
         owner=call.sharer,
+        request_id=call.request_id,
         sink=events.sink,
     )
 

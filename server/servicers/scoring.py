@@ -155,6 +155,7 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
             max_calls=fields.budget.max_calls,
             priority=fields.priority,
             owner=call.sharer,
+            request_id=call.request_id,
             sink=events.sink,
         )
         call.take_tokens(len(inputs))

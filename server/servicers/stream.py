@@ -275,6 +275,7 @@ class Stream:
             max_calls=budget.max_calls,
             priority=self._fields.priority,
             owner=self._call.sharer,
+            request_id=self._call.request_id,
             sink=events.sink,
         )
         with submitted(self._engine, job, events):
