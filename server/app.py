@@ -31,10 +31,11 @@ from server.attempts import Attempts
 from server.channel import channel_options
 from server.config import METRICS_OFF, ServerConfig
 from server.engine.engine import Engine
+from server.events import Post
 from server.guard import Guard
 from server.invariants import Findings, Invariants
 from server.loading import Loader, load_engine
-from server.metrics import Metrics
+from server.metrics.counts import Metrics
 from server.metrics_endpoint import MetricsEndpoint
 from server.persistence import Persistence
 from server.registry import Registry
@@ -147,7 +148,10 @@ class Server:
         await self._open_store()
         self._attempts = Attempts()
         self._guard = Guard(
-            self.metrics, self._guarding.gate, send_timeout_s=self.config.send_timeout_s
+            self.metrics,
+            self._guarding.gate,
+            send_timeout_s=self.config.send_timeout_s,
+            logs_messages=self.config.log_messages,
         )
         self._health = health.Health((*SERVICES, health.STORE))
         self._server = self._make_server()
@@ -257,6 +261,7 @@ class Server:
             metrics=self.metrics,
             persistence=self._persistence,
             attempts=self._attempts,
+            post=Post(),
             version=_version(),
         )
         self._scoring = ScoringServicer(edge)

@@ -11,7 +11,7 @@ from server.engine.limits import EngineLimits
 from server.engine.snapshots import StateFormat
 from server.engine.solve import Policy, Solve
 from server.security.exposure import exposure_problem
-from server.security.options import SecurityOptions
+from server.telemetry_options import TelemetryOptions
 
 DTypeName = Literal["auto", "float32", "float16", "bfloat16"]
 EarlyDType = Literal["auto", "none", "int8"]
@@ -139,7 +139,7 @@ class ModelSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig(SecurityOptions):
+class ServerConfig(TelemetryOptions):
     """Configuration of a server.
 
     Attributes:

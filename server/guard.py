@@ -13,7 +13,9 @@ from grpc_status import rpc_status
 
 from server.call import Call
 from server.errors import SlowReader, rule_for, to_status
-from server.metrics import Metrics
+from server.logs import ABOUT, About
+from server.metrics.counts import Metrics
+from server.refusals import why
 from server.security.errors import QuotaExceeded, SecurityError
 from server.security.gate import Gate, before
 from server.wire import checked, lenient
@@ -35,9 +37,17 @@ Handler = Any
 class Guard(grpc.aio.ServerInterceptor):
     """Hands the servicers a ``Call`` in place of gRPC's context."""
 
-    def __init__(self, metrics: Metrics, gate: Gate, *, send_timeout_s: float) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        gate: Gate,
+        *,
+        send_timeout_s: float,
+        logs_messages: bool = False,
+    ) -> None:
         self._metrics = metrics
         self._send_timeout_s = send_timeout_s
+        self._logs_messages = logs_messages
         self._gate = gate
         self._running = 0
         self._idle = asyncio.Event()
@@ -102,6 +112,9 @@ class Guard(grpc.aio.ServerInterceptor):
     ) -> Any:
         call = Call.begin(context, path.rpartition("/")[2])
         call.send_timeout_s = self._send_timeout_s
+        # gRPC gives each call a task, and so a context, of its own.
+        ABOUT.set(About(call.request_id, call.trace_id))
+        context.set_trailing_metadata(call.trailing_metadata)
         self._running += 1
         self._idle.clear()
         try:
@@ -109,10 +122,12 @@ class Guard(grpc.aio.ServerInterceptor):
                 call.check_deadline()
                 result = await behaviour(checked(request), call)
             self._note_end(call, call.finished)
+            _log_end(call, _Code.OK, logging.DEBUG)
             return result
         except asyncio.CancelledError:  # the caller went away, or the server is at its end
             is_late = call.is_late(within_s=_CLOCK_SKEW_S)
-            self._note_failure(call, _Code.DEADLINE_EXCEEDED if is_late else _Code.CANCELLED)
+            code = _Code.DEADLINE_EXCEEDED if is_late else _Code.CANCELLED
+            self._note_failure(call, code, why="the client waits no longer")
             raise
         except SlowReader as error:
             unread = error
@@ -138,25 +153,53 @@ class Guard(grpc.aio.ServerInterceptor):
     async def _abort(self, call: Call, error: Exception) -> None:
         rule = rule_for(error)
         if rule.code is grpc.StatusCode.INTERNAL:
-            _log.error("request %s: %s failed", call.request_id, call.method, exc_info=error)
+            _log.error("%s failed", call.method, exc_info=error, extra=_fields(call))
         if rule.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             self._metrics.rejected(call.model, rule.reason)
         if isinstance(error, QuotaExceeded):
             self._metrics.security.quota_exceeded(error.quota)
-        self._note_failure(call, rule.code)
+        reason = why(error, has_messages=self._logs_messages)
+        self._note_failure(call, rule.code, reason=rule.reason, why=reason)
         status: status_pb2.Status = to_status(error, request_id=call.request_id)
         packed = rpc_status.to_status(status)
-        await call.context.abort(rule.code, status.message, packed.trailing_metadata)
+        trailing = (*packed.trailing_metadata, *call.trailing_metadata)
+        await call.context.abort(rule.code, status.message, trailing)
 
-    def _note_failure(self, call: Call, code: grpc.StatusCode) -> None:
+    def _note_failure(
+        self, call: Call, code: grpc.StatusCode, *, reason: str = "", why: str = ""
+    ) -> None:
         self._metrics.call_failed(call.model, call.method, code.name)
         self._note_end(call, "abort" if code in _ABORTED else "error")
-        _log.info("request %s: %s ended with %s", call.request_id, call.method, code.name)
+        _log_end(call, code, logging.INFO, reason=reason, why=why)
 
     def _note_end(self, call: Call, reason: str) -> None:
         if call.method in _MEASURED:
             seconds = time.monotonic() - call.started
             self._metrics.call_ended(call.model, call.method, reason, seconds)
+
+
+def _fields(call: Call, **more: str | float) -> dict[str, str | float]:
+    """What an entry about a call has beside its message."""
+    return {
+        "request_id": call.request_id,
+        "trace_id": call.trace_id,
+        "method": call.method,
+        "model": call.model,
+        "principal": call.principal.name if call.principal else "",
+        **more,
+    }
+
+
+def _log_end(
+    call: Call, code: grpc.StatusCode, level: int, *, reason: str = "", why: str = ""
+) -> None:
+    if not _log.isEnabledFor(level):
+        return
+    seconds = round(time.monotonic() - call.started, 6)
+    fields = _fields(call, code=code.name, reason=reason, seconds=seconds)
+    said = " ".join([word for word in (reason, why and f"({why})") if word])
+    ending = f": {said}" if said else ""
+    _log.log(level, "%s ended with %s%s", call.method, code.name, ending, extra=fields)
 
 
 def _behaviour(handler: Any) -> tuple[str, Behaviour]:

@@ -8,7 +8,7 @@ import pytest
 
 from deqlm.v1 import common_pb2, generation_pb2
 from server.engine.solve import Solved
-from server.metrics import Metrics
+from server.metrics.counts import Metrics
 from tests.server.calls import Stubs, to_input
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "server.md"
