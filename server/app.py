@@ -31,6 +31,7 @@ from server.attempts import Attempts
 from server.channel import channel_options
 from server.config import METRICS_OFF, ServerConfig
 from server.engine.engine import Engine
+from server.events import Post
 from server.guard import Guard
 from server.invariants import Findings, Invariants
 from server.loading import Loader, load_engine
@@ -260,6 +261,7 @@ class Server:
             metrics=self.metrics,
             persistence=self._persistence,
             attempts=self._attempts,
+            post=Post(),
             build=this_build(),
         )
         self._scoring = ScoringServicer(edge)

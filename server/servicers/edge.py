@@ -7,6 +7,7 @@ from server.attempts import Attempts
 from server.config import RequestLimits
 from server.engine.results import SessionView
 from server.engine.solve import Solve
+from server.events import Post
 from server.metrics.counts import Metrics
 from server.persistence import Persistence
 from server.registry import Registry
@@ -26,6 +27,7 @@ class Edge:
         metrics: counts.
         persistence: keeps sessions.
         attempts: calls with idempotency keys that are under way.
+        post: from the engines' threads.
         build: version and revision of the server.
     """
 
@@ -35,6 +37,7 @@ class Edge:
     metrics: Metrics
     persistence: Persistence
     attempts: Attempts
+    post: Post
     build: Build
 
     def solve_of(self, view: SessionView | None) -> Solve:
