@@ -12,6 +12,7 @@ from google.rpc import status_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 
 from server.call import Call
+from server.engine.errors import QueueFull
 from server.errors import SlowReader, rule_for, to_status
 from server.metrics import Metrics
 from server.security.errors import QuotaExceeded, SecurityError
@@ -20,6 +21,8 @@ from server.wire import checked, lenient
 
 PACKAGE = "/deqlm.v1."
 _MEASURED = frozenset({"Score", "ScoreStream", "Generate"})
+_MESSAGES = frozenset({"Score", "Generate"})
+"""Methods of one request, whose work waits in the queue."""
 _Code = grpc.StatusCode
 _ABORTED = frozenset({_Code.CANCELLED, _Code.DEADLINE_EXCEEDED})
 _CLOCK_SKEW_S = 0.1
@@ -141,6 +144,9 @@ class Guard(grpc.aio.ServerInterceptor):
             _log.error("request %s: %s failed", call.request_id, call.method, exc_info=error)
         if rule.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             self._metrics.rejected(call.model, rule.reason)
+        # A message of a stream comes long after its call.
+        if isinstance(error, QueueFull | QuotaExceeded) and call.method in _MESSAGES:
+            self._metrics.refused(call.model, time.monotonic() - call.started)
         if isinstance(error, QuotaExceeded):
             self._metrics.security.quota_exceeded(error.quota)
         self._note_failure(call, rule.code)

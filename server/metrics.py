@@ -39,6 +39,8 @@ _NFE: Final = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 75, 100, 200
 _RESIDUAL: Final = tuple(step * 10.0**power for power in range(-8, 1) for step in (1, 2, 5))
 _CALL_SECONDS: Final = tuple(step * 10.0**power for power in range(-4, 1) for step in (1, 2, 5))
 
+_REFUSAL: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+
 # (name, help, field of the snapshot)
 _GAUGES: Final = (
     ("deqlm_num_requests_running", "Requests being worked on", "running_jobs"),
@@ -87,6 +89,9 @@ class Metrics:
         )
         self._errors = self._counter("errors", "Calls that failed, by status", "method", "code")
         self._rejections = self._counter("rejections", "Calls refused at admission", "reason")
+        self._refusal = self._histogram(
+            "refusal_seconds", "From the arrival of a call to its refusal", _REFUSAL
+        )
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts and scored input")
         self._scored_tokens = self._counter("scored_tokens", "Tokens scored, candidates included")
         self._generated = self._counter("generation_tokens", "Tokens generated")
@@ -199,6 +204,10 @@ class Metrics:
     def rejected(self, model: str, reason: str) -> None:
         """There was no room for a call."""
         self._rejections.labels(model, reason).inc()
+
+    def refused(self, model: str, seconds: float) -> None:
+        """A call was told at once that it would not be done, so long after its arrival."""
+        self._refusal.labels(model).observe(seconds)
 
     def input_solved(self, model: str, *, tokens: int, scored: int, queue_s: float) -> None:
         """The input of a scoring job, ``scored`` with its candidates, is done."""
