@@ -8,7 +8,7 @@ from deq_model.tokenizers.base import StreamDecoder
 from deqlm.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 from server import translate
 from server.attempts import Attempt, Send, from_answer, to_answer
-from server.call import Call, Events, submitted
+from server.call import Call, Events, check_room, submitted
 from server.engine.engine import Engine
 from server.engine.requests import GenerateJob, Lease, Sampling, Stop
 from server.engine.results import Drawn, FinishReason, Generated, PromptSolved, SessionView
@@ -49,6 +49,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             n_token=engine.config.n_token,
             solve=self._edge.solve_of(view),
         )
+        if not request.idempotency_key:  # or it may be done already
+            check_room(engine, call)
         prompt = await encode(
             fields.prompt, engine.tokenizer, name="prompt", may_be_unknown=view is not None
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from deqlm.v1 import common_pb2, scoring_pb2, scoring_pb2_grpc
 from server import translate
 from server.attempts import Attempt, from_answer, to_answer
-from server.call import Call, Events, submitted
+from server.call import Call, Events, check_room, submitted
 from server.engine.engine import Engine
 from server.engine.requests import Lease, ScoreJob
 from server.engine.results import Scored
@@ -48,6 +48,8 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
             n_token=engine.config.n_token,
             solve=self._edge.solve_of(view),
         )
+        if not request.idempotency_key:  # or it may be done already
+            check_room(engine, call)
         inputs = await self._encode(fields, engine, has_session=view is not None)
         if session_id is None or not request.idempotency_key:
             return await self._score(request, inputs, fields, engine, session_id, call)
