@@ -32,6 +32,7 @@ from server.build import this_build
 from server.channel import channel_options
 from server.config import METRICS_OFF, ServerConfig
 from server.engine.engine import Engine
+from server.events import Post
 from server.guard import Guard
 from server.invariants import Findings, Invariants
 from server.loading import Loader, load_engine
@@ -264,6 +265,7 @@ class Server:
             metrics=self.metrics,
             persistence=self._persistence,
             attempts=self._attempts,
+            post=Post(),
             version=_version(),
         )
         self._scoring = ScoringServicer(edge)

@@ -8,10 +8,11 @@ from deq_model.tokenizers.base import StreamDecoder
 from deqlm.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 from server import translate
 from server.attempts import Attempt, Send, from_answer, to_answer
-from server.call import Call, Events, submitted
+from server.call import Call
 from server.engine.engine import Engine
 from server.engine.requests import GenerateJob, Lease, Sampling, Stop
 from server.engine.results import Drawn, FinishReason, Generated, PromptSolved, SessionView
+from server.events import Events, submitted
 from server.inputs import Tokens, encode
 from server.metrics.counts import Metrics
 from server.servicers.edge import Edge
@@ -84,7 +85,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             prompt_tokens=len(prompt),
             unknown_tokens=len(prompt.unknown),
         )
-        events, persistence, key = Events(), self._edge.persistence, request.idempotency_key
+        events = Events(self._edge.post)
+        persistence, key = self._edge.persistence, request.idempotency_key
         async with persistence.leased(engine, session_id, call.owner) as lease:
             if lease is not None and key:
                 answer = engine.sessions.answer(lease, key)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from deqlm.v1 import common_pb2, scoring_pb2, scoring_pb2_grpc
 from server import translate
 from server.attempts import Attempt, from_answer, to_answer
-from server.call import Call, Events, submitted
+from server.call import Call
 from server.engine.engine import Engine
 from server.engine.requests import Lease, ScoreJob
 from server.engine.results import Scored
+from server.events import Events, submitted
 from server.inputs import Tokens, encode
 from server.servicers.edge import LONG_RESPONSE, Edge
 from server.servicers.stream import Streams
@@ -143,7 +144,7 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
         lease: Lease | None,
         call: Call,
     ) -> Scored:
-        events = Events()
+        events = Events(self._edge.post)
         job = ScoreJob(
             job_id=call.next_job_id(),
             tokens=inputs.input.ids,
