@@ -31,6 +31,7 @@ from client._channel import (
     identity,
 )
 from client._retry import NEVER, ON_ABORTED, ON_UNAVAILABLE, Attempts, RetryPolicy
+from client.context import call_metadata
 from client.credentials import Tls
 from client.errors import from_call
 from client.options import (
@@ -102,7 +103,7 @@ class AsyncClient:
             credentials=credentials,
             send_token_unencrypted=send_token_unencrypted,
         )
-        self._metadata = shown.metadata
+        self._identity = shown.metadata
         self._retry = retry if retry is not None else RetryPolicy()
         self._channel = (
             aio.insecure_channel(address, options=shown.options)
@@ -374,6 +375,10 @@ class AsyncClient:
             if await becomes_serving(call):
                 return
             await asyncio.sleep(self._retry.initial_backoff_s)
+
+    @property
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        return (*self._identity, *call_metadata())
 
     def _timeout(self, timeout_s: float | None) -> float | None:
         return self._timeout_s if timeout_s is None else timeout_s

@@ -19,13 +19,16 @@ DeqlmError
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+
+REQUEST_ID_KEY: Final = "x-request-id"
+"""Metadata key of the id under which a server's log has a call."""
 
 _DETAILS_KEY: Final = "grpc-status-details-bin"
 
@@ -54,6 +57,8 @@ class ErrorDetails:
     """Name of the session or model that is missing."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """What else the server tells."""
+    request_id: str = ""
+    """Id under which the server's log has the call."""
 
 
 class DeqlmError(Exception):
@@ -66,6 +71,17 @@ class DeqlmError(Exception):
         super().__init__(message)
         self.message = message
         self.details = details if details is not None else ErrorDetails()
+
+    def __str__(self) -> str:
+        """The server's message, and the id of the request where that does not tell it."""
+        if not self.request_id or self.request_id in self.message:
+            return self.message
+        return f"{self.message} (request {self.request_id})"
+
+    @property
+    def request_id(self) -> str:
+        """Id under which the server's log has the call; empty when the server sent none."""
+        return self.details.request_id
 
     @property
     def reason(self) -> str:
@@ -225,7 +241,12 @@ class FailedCall(Protocol):
 
 def from_call(call: FailedCall) -> DeqlmError:
     """Make the exception for a failed call, with its details decoded."""
-    details = _decode_details(call.trailing_metadata() or ())
+    metadata = tuple(call.trailing_metadata() or ())
+    details = _decode_details(metadata)
+    sent = next((str(value) for key, value in metadata if key == REQUEST_ID_KEY), "")
+    request_id = sent or details.metadata.get("request_id", "")
+    if request_id:
+        details = replace(details, request_id=request_id)
     return ERRORS.get(call.code(), Unknown)(call.details() or "no message", details=details)
 
 

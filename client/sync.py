@@ -25,6 +25,7 @@ from client._channel import (
 from client._retry import NEVER, ON_ABORTED, ON_UNAVAILABLE, Attempts, RetryPolicy
 from client._sync_session import Session
 from client._sync_streams import Generation, Requests, becomes_serving, streamed_scores
+from client.context import call_metadata
 from client.credentials import Tls
 from client.errors import from_call
 from client.options import (
@@ -98,7 +99,7 @@ class Client:
             credentials=credentials,
             send_token_unencrypted=send_token_unencrypted,
         )
-        self._metadata = shown.metadata
+        self._identity = shown.metadata
         self._retry = retry if retry is not None else RetryPolicy()
         self._sleep = sleep
         self._channel = (
@@ -363,6 +364,10 @@ class Client:
             if becomes_serving(call):
                 return
             self._sleep(self._retry.initial_backoff_s)
+
+    @property
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        return (*self._identity, *call_metadata())
 
     def _timeout(self, timeout_s: float | None) -> float | None:
         return self._timeout_s if timeout_s is None else timeout_s

@@ -36,7 +36,7 @@ def main(argv: Sequence[str], prog: str = "deqlm serve") -> int:
         config.check_exposure()
     except ServerConfigError as error:
         return _complain(prog, error, EXIT_USAGE)
-    set_up(config.log_level, has_messages=config.log_messages)
+    set_up(config.log_level, config.log_format, has_messages=config.log_messages)
     missing = [source for source in sources if not source.path.is_dir()]
     if missing:
         problem = f"model {missing[0].name} must be a checkpoint folder, got {missing[0].path}"

@@ -28,13 +28,15 @@ from deqlm.v1 import (
 )
 from server import health
 from server.attempts import Attempts
+from server.build import this_build
 from server.channel import channel_options
 from server.config import METRICS_OFF, ServerConfig
 from server.engine.engine import Engine
+from server.events import Post
 from server.guard import Guard
 from server.invariants import Findings, Invariants
 from server.loading import Loader, load_engine
-from server.metrics import Metrics
+from server.metrics.counts import Metrics
 from server.metrics_endpoint import MetricsEndpoint
 from server.persistence import Persistence
 from server.registry import Registry
@@ -98,13 +100,16 @@ class Server:
         """
         config.check_exposure()
         self.config = config
-        self.metrics = Metrics()
+        build = this_build()
+        self.metrics = Metrics(config.bucket_bounds)
+        self.metrics.tell_build(build)
         self.port = 0
         self.metrics_port: int | None = None
         self._sources = config.sources()
         self._key = _read_key(config.session_key_file)
         self._load = load
         self._registry = Registry([source.name for source in self._sources])
+        self.metrics.watch_ready(lambda: self._registry.is_ready)
         self._guarding = Guarding(config, self.metrics.security)
         self._engines: list[Engine] = []
         self._endpoint: MetricsEndpoint | None = None
@@ -147,7 +152,10 @@ class Server:
         await self._open_store()
         self._attempts = Attempts()
         self._guard = Guard(
-            self.metrics, self._guarding.gate, send_timeout_s=self.config.send_timeout_s
+            self.metrics,
+            self._guarding.gate,
+            send_timeout_s=self.config.send_timeout_s,
+            logs_messages=self.config.log_messages,
         )
         self._health = health.Health((*SERVICES, health.STORE))
         self._server = self._make_server()
@@ -239,8 +247,8 @@ class Server:
             store, self._heads = await asyncio.to_thread(open_it)
         except (StoreOpenError, StoreError) as error:
             raise StartError(f"{error}; choose another with --session-store") from error
-        keeper = Keeper(store, timeout_s=config.store_timeout_s, observer=self.metrics)
-        self.metrics.add_keeper(keeper)
+        keeper = Keeper(store, timeout_s=config.store_timeout_s, observer=self.metrics.store)
+        self.metrics.store.keeper = keeper
         self._persistence = Persistence(
             keeper=keeper,
             timeout_s=config.store_timeout_s,
@@ -257,6 +265,7 @@ class Server:
             metrics=self.metrics,
             persistence=self._persistence,
             attempts=self._attempts,
+            post=Post(),
             version=_version(),
         )
         self._scoring = ScoringServicer(edge)

@@ -1,31 +1,26 @@
-"""One gRPC call, as the servicers see it, and the jobs it gives to an engine."""
+"""One gRPC call, as the servicers see it."""
 
 import asyncio
-import logging
+import itertools
 import time
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 
-from server.engine.engine import Engine
-from server.engine.errors import DeadlineExceeded, EngineFailed
-from server.engine.requests import GenerateJob, ScoreJob
-from server.engine.results import TERMINAL, Event, Failed, Generated, Scored
+from server import request_ids
+from server.engine.errors import DeadlineExceeded
 from server.errors import SlowReader
 from server.registry import Registry
 from server.security.principals import Principal
 from server.security.quotas import Meter
-
-E = TypeVar("E", Scored, Generated)
+from server.tracecontext import TraceContext, read_metadata
 
 OWNER_KEY = "deqlm-owner"
 ACCEPTED_KEY = "deqlm-accepted"
 
-_log = logging.getLogger(__name__)
+_serials = itertools.count(1)
+"""Two calls may have one request id: a client made it."""
 
 
 @dataclass(slots=True)
@@ -35,7 +30,7 @@ class Call:
     Attributes:
         context: of gRPC.
         method: its name, without the service.
-        request_id: in logs and error details.
+        request_id: its client's or made here; in logs, error details and trailing metadata.
         owner: of the sessions it may see.
         sharer: whom its jobs count for where jobs share the engine: the owner, or the caller's
             host where it names none.
@@ -46,6 +41,8 @@ class Call:
         principal: who called; None before that is known.
         meter: what that may use; None for as much as there is.
         send_timeout_s: what its client gets to read a response.
+        trace: the span that it belongs to, where its client named one.
+        serial: its own number, whatever its client calls it.
     """
 
     context: grpc.aio.ServicerContext[Any, Any]
@@ -60,6 +57,8 @@ class Call:
     principal: Principal | None = None
     meter: Meter | None = None
     send_timeout_s: float = 30.0
+    trace: TraceContext | None = None
+    serial: int = field(default_factory=lambda: next(_serials))
     _jobs: int = field(default=0)
 
     @classmethod
@@ -73,11 +72,12 @@ class Call:
         return cls(
             context=context,
             method=method,
-            request_id=uuid.uuid4().hex,
+            request_id=request_ids.read_metadata(metadata),
             owner=owner,
             sharer=f"owner {owner}" if owner else f"peer {_host(context.peer())}",
             started=now,
             deadline=None if remaining_s is None else now + remaining_s,
+            trace=read_metadata(metadata),
         )
 
     def check_deadline(self) -> None:
@@ -92,7 +92,17 @@ class Call:
     def next_job_id(self) -> str:
         """An id for one more job of this call."""
         self._jobs += 1
-        return f"{self.request_id}-{self._jobs}"
+        return f"{self.request_id}-{self.serial}-{self._jobs}"
+
+    @property
+    def trace_id(self) -> str:
+        """Of its trace; empty without one."""
+        return "" if self.trace is None else self.trace.trace_id
+
+    @property
+    def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
+        """What its client is told at its end, however it ends."""
+        return ((request_ids.KEY, self.request_id),)
 
     def take_tokens(self, count: int) -> None:
         """Count tokens that are about to be solved. Raises QuotaExceeded."""
@@ -141,66 +151,3 @@ class Call:
 def _host(peer: str) -> str:
     """A peer without its port, which is another one for every connection: ``ipv4:127.0.0.1``."""
     return peer.rpartition(":")[0] if peer.startswith(("ipv4:", "ipv6:")) else peer
-
-
-class Events:
-    """A job's events, carried from the engine's thread to the event loop."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[Event] = asyncio.Queue()
-        self.ended = False
-
-    def sink(self, event: Event) -> None:
-        """Take an event; called on the engine's thread."""
-        try:
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
-        except RuntimeError:  # the loop is closed: nobody is left to tell
-            _log.debug("event %s came after the event loop's end", type(event).__name__)
-
-    async def next(self) -> Event:
-        """Wait for the next event. Raises the error of a job that failed."""
-        event = await self._queue.get()
-        self.ended = isinstance(event, TERMINAL)
-        if isinstance(event, Failed):
-            raise event.error
-        return event
-
-    async def last(self, kind: type[E]) -> E:
-        """Wait for the event that ends the job in an orderly way. Raises its error otherwise."""
-        while True:
-            event = await self.next()
-            if isinstance(event, kind):
-                return event
-
-
-def check_room(engine: Engine, call: Call) -> None:
-    """Look whether an engine would take a job of a call, before anything is read for it.
-
-    Raises:
-        QueueFull, EngineStopped, EngineFailed: as ``submitted``.
-    """
-    _check_alive(engine)
-    engine.check_room(call.sharer, call.deadline)
-
-
-@contextmanager
-def submitted(engine: Engine, job: ScoreJob | GenerateJob, events: Events) -> Iterator[Events]:
-    """A job that is in the engine for as long as its caller is interested in it.
-
-    Raises:
-        QueueFull, EngineStopped: the engine does not take it.
-        EngineFailed: the engine's thread is gone, so that nothing would ever come of it.
-    """
-    _check_alive(engine)
-    engine.submit(job)
-    try:
-        yield events
-    finally:
-        if not events.ended:
-            engine.cancel(job.job_id)
-
-
-def _check_alive(engine: Engine) -> None:
-    if not engine.alive:
-        raise EngineFailed(f"the thread of model {engine.name!r} is gone")

@@ -14,7 +14,9 @@ from grpc_status import rpc_status
 from server.call import Call
 from server.engine.errors import QueueFull
 from server.errors import SlowReader, rule_for, to_status
-from server.metrics import Metrics
+from server.logs import ABOUT, About
+from server.metrics.counts import Metrics
+from server.refusals import why
 from server.security.errors import QuotaExceeded, SecurityError
 from server.security.gate import Gate, before
 from server.wire import checked, lenient
@@ -25,6 +27,7 @@ _MESSAGES = frozenset({"Score", "Generate"})
 """Methods of one request, whose work waits in the queue."""
 _Code = grpc.StatusCode
 _ABORTED = frozenset({_Code.CANCELLED, _Code.DEADLINE_EXCEEDED})
+_REFUSED = frozenset({_Code.RESOURCE_EXHAUSTED, _Code.UNAVAILABLE})
 _CLOCK_SKEW_S = 0.1
 """A client counts its deadline from before the call was on its way: it gives up a bit earlier."""
 
@@ -38,9 +41,17 @@ Handler = Any
 class Guard(grpc.aio.ServerInterceptor):
     """Hands the servicers a ``Call`` in place of gRPC's context."""
 
-    def __init__(self, metrics: Metrics, gate: Gate, *, send_timeout_s: float) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        gate: Gate,
+        *,
+        send_timeout_s: float,
+        logs_messages: bool = False,
+    ) -> None:
         self._metrics = metrics
         self._send_timeout_s = send_timeout_s
+        self._logs_messages = logs_messages
         self._gate = gate
         self._running = 0
         self._idle = asyncio.Event()
@@ -105,17 +116,23 @@ class Guard(grpc.aio.ServerInterceptor):
     ) -> Any:
         call = Call.begin(context, path.rpartition("/")[2])
         call.send_timeout_s = self._send_timeout_s
+        # gRPC gives each call a task, and so a context, of its own.
+        ABOUT.set(About(call.request_id, call.trace_id))
+        context.set_trailing_metadata(call.trailing_metadata)
         self._running += 1
         self._idle.clear()
+        self._metrics.call_began(call.method)
         try:
             with self._gate.admitted(call, path):
                 call.check_deadline()
                 result = await behaviour(checked(request), call)
             self._note_end(call, call.finished)
+            _log_end(call, _Code.OK, logging.DEBUG)
             return result
         except asyncio.CancelledError:  # the caller went away, or the server is at its end
             is_late = call.is_late(within_s=_CLOCK_SKEW_S)
-            self._note_failure(call, _Code.DEADLINE_EXCEEDED if is_late else _Code.CANCELLED)
+            code = _Code.DEADLINE_EXCEEDED if is_late else _Code.CANCELLED
+            self._note_failure(call, code, why="the client waits no longer")
             raise
         except SlowReader as error:
             unread = error
@@ -123,6 +140,7 @@ class Guard(grpc.aio.ServerInterceptor):
             await self._abort(call, error)
         finally:
             self._running -= 1
+            self._metrics.call_over(call.method)
             if self._running == 0:
                 self._idle.set()
         # Its status waits behind what the client does not read: the call is over all the same.
@@ -141,28 +159,56 @@ class Guard(grpc.aio.ServerInterceptor):
     async def _abort(self, call: Call, error: Exception) -> None:
         rule = rule_for(error)
         if rule.code is grpc.StatusCode.INTERNAL:
-            _log.error("request %s: %s failed", call.request_id, call.method, exc_info=error)
-        if rule.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            _log.error("%s failed", call.method, exc_info=error, extra=_fields(call))
+        if rule.code in _REFUSED:
             self._metrics.rejected(call.model, rule.reason)
         # A message of a stream comes long after its call.
         if isinstance(error, QueueFull | QuotaExceeded) and call.method in _MESSAGES:
             self._metrics.refused(call.model, time.monotonic() - call.started)
         if isinstance(error, QuotaExceeded):
             self._metrics.security.quota_exceeded(error.quota)
-        self._note_failure(call, rule.code)
+        reason = why(error, has_messages=self._logs_messages)
+        self._note_failure(call, rule.code, reason=rule.reason, why=reason)
         status: status_pb2.Status = to_status(error, request_id=call.request_id)
         packed = rpc_status.to_status(status)
-        await call.context.abort(rule.code, status.message, packed.trailing_metadata)
+        trailing = (*packed.trailing_metadata, *call.trailing_metadata)
+        await call.context.abort(rule.code, status.message, trailing)
 
-    def _note_failure(self, call: Call, code: grpc.StatusCode) -> None:
+    def _note_failure(
+        self, call: Call, code: grpc.StatusCode, *, reason: str = "", why: str = ""
+    ) -> None:
         self._metrics.call_failed(call.model, call.method, code.name)
         self._note_end(call, "abort" if code in _ABORTED else "error")
-        _log.info("request %s: %s ended with %s", call.request_id, call.method, code.name)
+        _log_end(call, code, logging.INFO, reason=reason, why=why)
 
     def _note_end(self, call: Call, reason: str) -> None:
         if call.method in _MEASURED:
             seconds = time.monotonic() - call.started
-            self._metrics.call_ended(call.model, call.method, reason, seconds)
+            self._metrics.call_ended(call.model, call.method, reason, seconds, call.trace)
+
+
+def _fields(call: Call, **more: str | float) -> dict[str, str | float]:
+    """What an entry about a call has beside its message."""
+    return {
+        "request_id": call.request_id,
+        "trace_id": call.trace_id,
+        "method": call.method,
+        "model": call.model,
+        "principal": call.principal.name if call.principal else "",
+        **more,
+    }
+
+
+def _log_end(
+    call: Call, code: grpc.StatusCode, level: int, *, reason: str = "", why: str = ""
+) -> None:
+    if not _log.isEnabledFor(level):
+        return
+    seconds = round(time.monotonic() - call.started, 6)
+    fields = _fields(call, code=code.name, reason=reason, seconds=seconds)
+    said = " ".join([word for word in (reason, why and f"({why})") if word])
+    ending = f": {said}" if said else ""
+    _log.log(level, "%s ended with %s%s", call.method, code.name, ending, extra=fields)
 
 
 def _behaviour(handler: Any) -> tuple[str, Behaviour]:

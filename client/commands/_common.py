@@ -146,6 +146,8 @@ def describe(error: DeqlmError, address: str, *, is_encrypted: bool) -> str:
             parts.append(f"{violation.field}: {violation.description}")
     if error.retry_after_s is not None:
         parts.append(f"try again in {error.retry_after_s:g} s")
+    if error.request_id and error.request_id not in error.message:
+        parts.append(f"request {error.request_id}")
     return "; ".join(part.replace("\n", " ") for part in parts)
 
 

@@ -37,7 +37,7 @@ class Answers:
         except Exception as error:
             # Sinks and text sinks are the caller's code, run on this thread: whatever they raise
             # must not end the jobs of others.
-            log.exception("job %s failed", work.job.job_id)
+            log.exception("job %s failed", work.job.job_id, extra=_about(work))
             self.break_off([work], error)
 
     def break_off(self, works: list[Work], error: Exception) -> None:
@@ -83,7 +83,12 @@ class Answers:
             work.job.sink(Failed(error))
         except Exception:
             # The caller's code: there is nobody else to tell, and other jobs to end.
-            log.exception("job %s cannot be told that it failed: %s", work.job.job_id, error)
+            log.exception(
+                "job %s cannot be told that it failed: %s",
+                work.job.job_id,
+                error,
+                extra=_about(work),
+            )
 
     def _stop_score(self, work: Work, job: ScoreJob) -> None:
         session = None
@@ -168,6 +173,10 @@ class Answers:
         work.finished = True
         self._sharing.forget(work)
         self._memory.release_base(work)
+
+
+def _about(work: Work) -> dict[str, str]:
+    return {"request_id": work.job.request_id}
 
 
 def _no_memory() -> OutOfMemory:

@@ -83,12 +83,27 @@ class Forecast:
         """
         return self._progress.seconds(size, before)
 
-    def check(self, foretold_s: float | None, has_s: float, retry_after_s: float) -> None:
-        """Looks whether a job would be done in the time it has. Raises TooLate."""
-        if foretold_s is not None and foretold_s * self.margin > has_s:
+    def check(
+        self, foretold_s: float | None, has_s: float, retry_after_s: float, *, others_wait: bool
+    ) -> None:
+        """Looks whether a job would be done in the time it has.
+
+        Args:
+            foretold_s: the time that it would take.
+            has_s: the time until its deadline.
+            retry_after_s: what its caller is told.
+            others_wait: whether there is a queue, and so the margin of one.
+
+        Raises:
+            TooLate: it would not.
+        """
+        if foretold_s is None:
+            return
+        needs_s = foretold_s * (self.margin if others_wait else Margin.LEAST)
+        if needs_s > has_s:
             raise TooLate(
-                f"deadline must be at least {foretold_s * self.margin:.2g} s away with what waits "
-                f"before this call, got {has_s:.2g} s",
+                f"deadline must be at least {needs_s:.2g} s away with what goes before this call, "
+                f"got {has_s:.2g} s",
                 retry_after_s=retry_after_s,
             )
 

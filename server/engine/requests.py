@@ -95,7 +95,7 @@ class _AnyJob:
     """What every job says.
 
     Attributes:
-        job_id: request id, for logs and cancellation.
+        job_id: its own, for logs and cancellation.
         sink: takes the events, of which the last is terminal.
         lease: on the session to continue and to commit to; None for a fresh history.
         solve: solver options.
@@ -104,6 +104,7 @@ class _AnyJob:
         max_calls: most calls of f with a row of it, then likewise; None for any number.
         priority: 0 (low) to 2 (high): its share of the calls of f beside others.
         owner: whose job it is: calls and places are shared among owners first.
+        request_id: of the call that it is part of, for logs.
     """
 
     job_id: str
@@ -115,6 +116,7 @@ class _AnyJob:
     max_calls: int | None = None
     priority: int = 1
     owner: str = ""
+    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

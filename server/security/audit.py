@@ -43,14 +43,14 @@ class Audit:
         entry = {"time": time, "who": who, "action": action, "result": result, **details}
         line = json.dumps(entry)
         if self._path is None:
-            AUDIT.info("%s", line)
+            AUDIT.info("%s", line, extra={"audit": entry})
             return
         try:
             self._append(self._path, line + "\n")
         except OSError as error:
             # It has been done already: the log is the next best place.
             _log.error("audit_log cannot be written: %s", error.strerror)
-            AUDIT.info("%s", line)
+            AUDIT.info("%s", line, extra={"audit": entry})
 
     @staticmethod
     def _append(path: Path, text: str) -> None:

@@ -6,7 +6,8 @@ from server.attempts import Attempts
 from server.config import RequestLimits
 from server.engine.results import SessionView
 from server.engine.solve import Solve
-from server.metrics import Metrics
+from server.events import Post
+from server.metrics.counts import Metrics
 from server.persistence import Persistence
 from server.registry import Registry
 
@@ -25,6 +26,7 @@ class Edge:
         metrics: counts.
         persistence: keeps sessions.
         attempts: calls with idempotency keys that are under way.
+        post: from the engines' threads.
         version: of the server.
     """
 
@@ -34,6 +36,7 @@ class Edge:
     metrics: Metrics
     persistence: Persistence
     attempts: Attempts
+    post: Post
     version: str
 
     def solve_of(self, view: SessionView | None) -> Solve:

@@ -39,16 +39,19 @@ def ended(forecast: Forecast, clock: Clock, took_s: float, error=None, deadline=
 def test_a_job_is_refused_that_its_margin_does_not_fit():
     forecast = at_100_tokens_a_second(Clock())
     assert forecast.foretell(60, 40) == pytest.approx(1.0)
-    forecast.check(1.0, Margin.FIRST + 0.01, 1.0)
-    with pytest.raises(TooLate, match=r"at least 3 s away with what waits .*, got 2\.9 s"):
-        forecast.check(1.0, Margin.FIRST - 0.1, 1.0)
+    forecast.check(1.0, Margin.FIRST + 0.01, 1.0, others_wait=True)
+    with pytest.raises(TooLate, match=r"at least 3 s away with what goes .*, got 2\.9 s"):
+        forecast.check(1.0, Margin.FIRST - 0.1, 1.0, others_wait=True)
+    forecast.check(1.0, Margin.LEAST + 0.01, 1.0, others_wait=False)
+    with pytest.raises(TooLate, match="at least 2 s away"):
+        forecast.check(1.0, Margin.LEAST - 0.1, 1.0, others_wait=False)
     assert forecast.retry_after_s(250) == pytest.approx(2.5)
 
 
 def test_nothing_is_refused_while_nothing_is_known():
     forecast = Forecast(Clock())
     assert forecast.foretell(10_000, 10_000) is None
-    forecast.check(None, 0.0, 1.0)
+    forecast.check(None, 0.0, 1.0, others_wait=True)
 
 
 @pytest.mark.parametrize(

@@ -87,9 +87,10 @@ def test_a_server_that_asks_and_encrypts(world):
     assert score(DEQLM_TOKEN="wrong")[2] == told
 
     code, _, told = score("--token-file", bob)
-    assert (code, told) == (
-        1,
-        "deqlm score: PERMISSION_DENIED: Score needs the right score, which 'bob' does not have\n",
+    assert code == 1
+    assert told.startswith(
+        "deqlm score: PERMISSION_DENIED: Score needs the right score, which 'bob' does not have; "
+        "request "
     )
 
     issue(folder, "other", trustme.CA(), HERE)
