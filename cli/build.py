@@ -1,6 +1,7 @@
-"""Which deqlm this is: its version, and the revision of the source it was made from."""
+"""Which deqlm this is: version, revision of its source, and what it computes with."""
 
 import functools
+import platform
 import subprocess
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -15,16 +16,20 @@ _GIT_S = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Build:
-    """What was built.
+    """What runs.
 
     Attributes:
         version: of the package, ``0`` where it was never installed.
         revision: of git, with ``-dirty`` behind it where files were changed since; ``unknown``
             where nothing tells.
+        torch: its version, with what it was built for; ``unknown`` where it is not installed.
+        python: its version.
     """
 
     version: str
     revision: str
+    torch: str
+    python: str
 
     def __str__(self) -> str:
         return f"{self.version} ({self.revision})"
@@ -32,8 +37,13 @@ class Build:
 
 @functools.cache
 def this_build() -> Build:
-    """That of the code which runs."""
-    return Build(version=_version(), revision=revision_of(_FOLDER))
+    """That of the code which runs; imports no torch."""
+    return Build(
+        version=_version_of(PROGRAM, "0"),
+        revision=revision_of(_FOLDER),
+        torch=_version_of("torch", UNKNOWN),
+        python=platform.python_version(),
+    )
 
 
 def revision_of(folder: Path) -> str:
@@ -62,8 +72,8 @@ def _from_git(root: Path) -> str:
     return done.stdout.strip() or UNKNOWN
 
 
-def _version() -> str:
+def _version_of(package: str, otherwise: str) -> str:
     try:
-        return version(PROGRAM)
+        return version(package)
     except PackageNotFoundError:  # run from a source tree that was never installed
-        return "0"
+        return otherwise

@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import logging
-import platform
 import signal
 import sys
 import time
@@ -60,12 +59,10 @@ def _serve(config: ServerConfig, prog: str) -> int:
     from server.app import Server, StartError
     from server.security.errors import SecurityFileError
 
+    build = this_build()
     _log.info(
         "deqlm %s, torch %s, Python %s, models on %s",
-        this_build(),
-        torch.__version__,
-        platform.python_version(),
-        config.device,
+        *(build, build.torch, build.python, config.device),
     )
     if config.threads:
         torch.set_num_threads(config.threads)

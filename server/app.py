@@ -28,7 +28,6 @@ from deqlm.v1 import (
 )
 from server import health
 from server.attempts import Attempts
-from server.build import this_build
 from server.channel import channel_options
 from server.config import METRICS_OFF, ServerConfig
 from server.engine.engine import Engine
@@ -100,9 +99,9 @@ class Server:
         """
         config.check_exposure()
         self.config = config
-        build = this_build()
+        self._build = this_build()
         self.metrics = Metrics(config.bucket_bounds)
-        self.metrics.tell_build(build)
+        self.metrics.tell_build(self._build)
         self.port = 0
         self.metrics_port: int | None = None
         self._sources = config.sources()
@@ -266,7 +265,7 @@ class Server:
             persistence=self._persistence,
             attempts=self._attempts,
             post=Post(),
-            build=this_build(),
+            build=self._build,
         )
         self._scoring = ScoringServicer(edge)
         scoring_pb2_grpc.add_ScoringServiceServicer_to_server(self._scoring, server)

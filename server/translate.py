@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from cli.build import Build
@@ -285,7 +284,7 @@ def model_info(
         fingerprint=engine.fingerprint,
         server_version=build.version,
         server_revision=build.revision,
-        torch_version=torch.__version__,
+        torch_version=build.torch,
     )
 
 
