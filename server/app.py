@@ -28,6 +28,7 @@ from deqlm.v1 import (
 )
 from server import health
 from server.attempts import Attempts
+from server.build import this_build
 from server.channel import channel_options
 from server.config import METRICS_OFF, ServerConfig
 from server.engine.engine import Engine
@@ -99,13 +100,16 @@ class Server:
         """
         config.check_exposure()
         self.config = config
-        self.metrics = Metrics()
+        build = this_build()
+        self.metrics = Metrics(config.bucket_bounds)
+        self.metrics.tell_build(build)
         self.port = 0
         self.metrics_port: int | None = None
         self._sources = config.sources()
         self._key = _read_key(config.session_key_file)
         self._load = load
         self._registry = Registry([source.name for source in self._sources])
+        self.metrics.watch_ready(lambda: self._registry.is_ready)
         self._guarding = Guarding(config, self.metrics.security)
         self._engines: list[Engine] = []
         self._endpoint: MetricsEndpoint | None = None
@@ -243,8 +247,8 @@ class Server:
             store, self._heads = await asyncio.to_thread(open_it)
         except (StoreOpenError, StoreError) as error:
             raise StartError(f"{error}; choose another with --session-store") from error
-        keeper = Keeper(store, timeout_s=config.store_timeout_s, observer=self.metrics)
-        self.metrics.add_keeper(keeper)
+        keeper = Keeper(store, timeout_s=config.store_timeout_s, observer=self.metrics.store)
+        self.metrics.store.keeper = keeper
         self._persistence = Persistence(
             keeper=keeper,
             timeout_s=config.store_timeout_s,

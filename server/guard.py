@@ -24,6 +24,7 @@ PACKAGE = "/deqlm.v1."
 _MEASURED = frozenset({"Score", "ScoreStream", "Generate"})
 _Code = grpc.StatusCode
 _ABORTED = frozenset({_Code.CANCELLED, _Code.DEADLINE_EXCEEDED})
+_REFUSED = frozenset({_Code.RESOURCE_EXHAUSTED, _Code.UNAVAILABLE})
 _CLOCK_SKEW_S = 0.1
 """A client counts its deadline from before the call was on its way: it gives up a bit earlier."""
 
@@ -117,6 +118,7 @@ class Guard(grpc.aio.ServerInterceptor):
         context.set_trailing_metadata(call.trailing_metadata)
         self._running += 1
         self._idle.clear()
+        self._metrics.call_began(call.method)
         try:
             async with self._gate.admitted(call, path):
                 call.check_deadline()
@@ -135,6 +137,7 @@ class Guard(grpc.aio.ServerInterceptor):
             await self._abort(call, error)
         finally:
             self._running -= 1
+            self._metrics.call_over(call.method)
             if self._running == 0:
                 self._idle.set()
         # Its status waits behind what the client does not read: the call is over all the same.
@@ -154,7 +157,7 @@ class Guard(grpc.aio.ServerInterceptor):
         rule = rule_for(error)
         if rule.code is grpc.StatusCode.INTERNAL:
             _log.error("%s failed", call.method, exc_info=error, extra=_fields(call))
-        if rule.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        if rule.code in _REFUSED:
             self._metrics.rejected(call.model, rule.reason)
         if isinstance(error, QuotaExceeded):
             self._metrics.security.quota_exceeded(error.quota)
@@ -175,7 +178,7 @@ class Guard(grpc.aio.ServerInterceptor):
     def _note_end(self, call: Call, reason: str) -> None:
         if call.method in _MEASURED:
             seconds = time.monotonic() - call.started
-            self._metrics.call_ended(call.model, call.method, reason, seconds)
+            self._metrics.call_ended(call.model, call.method, reason, seconds, call.trace)
 
 
 def _fields(call: Call, **more: str | float) -> dict[str, str | float]:

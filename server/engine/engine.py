@@ -311,6 +311,7 @@ class Engine:
         with self._wake:
             waiting, tokens = len(self._waiting), self._waiting.tokens
             running = len(self._running)
+            waits = self._waits()
         used = self._slots.used
         return EngineSnapshot(
             running_jobs=running,
@@ -328,6 +329,10 @@ class Engine:
             sessions_from_tokens=self.memory.from_tokens,
             sessions_left_idle=self.memory.left_idle,
             sessions_left_full=self.memory.left_full,
+            waiting_for_places=waits["places"],
+            waiting_for_share=waits["share"],
+            waiting_for_turn=waits["turn"],
+            parked_texts=self._runner.parked,
         )
 
     def stop(self, *, grace_s: float) -> None:
@@ -413,16 +418,27 @@ class Engine:
         with self._wake:
             # A job whose candidates wait holds memory, but no place: it counts all the same.
             begun = Counter(work.job.owner for work in self._running)
-            work = self._waiting.take(
-                lambda owner: (
-                    self._places.open_to(owner, begun) and self._runner.has_room_for(owner)
-                )
-            )
+            work = self._waiting.take(lambda owner: self._may_begin(owner, begun))
             if work is None:
                 return False
             self._running.append(work)
         self._runner.begin(work)
         return True
+
+    def _may_begin(self, owner: str, begun: Counter[str]) -> bool:
+        """Whether there is a place for one more job of an owner; ``begun`` counts them by owner."""
+        return self._places.open_to(owner, begun) and self._runner.has_room_for(owner)
+
+    def _waits(self) -> Counter[str]:
+        """Waiting jobs by what they wait for: a place, their owner's share, or their turn."""
+        begun = Counter(work.job.owner for work in self._running)
+        owners = Counter(work.job.owner for work in self._waiting)
+        waits = Counter[str]()
+        for owner, jobs in owners.items():
+            open_to_owner = self._may_begin(owner, begun)
+            is_full = not self._runner.has_room
+            waits["places" if is_full else "turn" if open_to_owner else "share"] += jobs
+        return waits
 
     def _forget_finished(self) -> None:
         with self._wake:

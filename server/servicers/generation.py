@@ -136,7 +136,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         charge: Charge,
     ) -> Generated:
         """Send what comes out of the engine, up to the end of the job."""
-        clock = _Clock(self._edge.metrics, engine.name, call.started)
+        clock = _Clock(self._edge.metrics, engine.name, call)
         while True:
             event = await events.next()
             if isinstance(event, PromptSolved):
@@ -171,13 +171,11 @@ class Sent:
 class _Clock:
     """Measures one generation."""
 
-    def __init__(self, metrics: Metrics, model: str, started: float) -> None:
+    def __init__(self, metrics: Metrics, model: str, call: Call) -> None:
         self._metrics = metrics
         self._model = model
-        self._started = started
-        self._solved = started
-        self._first = started
-        self._last = started
+        self._trace = call.trace
+        self._started = self._solved = self._first = self._last = call.started
         self._tokens = 0
 
     def prompt_solved(self, tokens: int) -> None:
@@ -188,9 +186,11 @@ class _Clock:
     def token_drawn(self) -> None:
         """A token came."""
         now = time.monotonic()
-        is_first = self._tokens == 0
-        self._metrics.token_drawn(self._model, is_first=is_first, seconds=now - self._last)
-        self._first = now if is_first else self._first
+        if self._tokens == 0:
+            self._metrics.first_token_drawn(self._model, now - self._last, self._trace)
+            self._first = now
+        else:
+            self._metrics.token_drawn(self._model, now - self._last)
         self._last = now
         self._tokens += 1
 
@@ -203,10 +203,12 @@ class _Clock:
             queue_s=queue_s,
             prefill_s=self._solved - self._started - queue_s,
             decode_s=time.monotonic() - self._solved,
+            status=event.stats.status,
+            trace=self._trace,
         )
         if self._tokens > 1:
             mean_s = (self._last - self._first) / (self._tokens - 1)
-            self._metrics.time_per_token(self._model, mean_s)
+            self._metrics.time_per_token(self._model, mean_s, self._trace)
 
 
 def _job(

@@ -106,6 +106,8 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
             tokens=len(scored.tokens),
             scored=len(scored.tokens) + sum(map(len, scored.candidates)),
             queue_s=scored.times.queue_s,
+            status=scored.stats.status,
+            trace=call.trace,
         )
         call.finished = "scored"
         if len(inputs) < LONG_RESPONSE:

@@ -305,6 +305,8 @@ class Stream:
             tokens=len(tokens),
             scored=len(tokens),
             queue_s=scored.times.queue_s,
+            status=scored.stats.status,
+            trace=self._call.trace,
         )
 
     async def _respond(
