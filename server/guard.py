@@ -12,6 +12,7 @@ from google.rpc import status_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 
 from server.call import Call
+from server.engine.errors import QueueFull
 from server.errors import SlowReader, rule_for, to_status
 from server.logs import ABOUT, About
 from server.metrics.counts import Metrics
@@ -22,6 +23,8 @@ from server.wire import checked, lenient
 
 PACKAGE = "/deqlm.v1."
 _MEASURED = frozenset({"Score", "ScoreStream", "Generate"})
+_MESSAGES = frozenset({"Score", "Generate"})
+"""Methods of one request, whose work waits in the queue."""
 _Code = grpc.StatusCode
 _ABORTED = frozenset({_Code.CANCELLED, _Code.DEADLINE_EXCEEDED})
 _REFUSED = frozenset({_Code.RESOURCE_EXHAUSTED, _Code.UNAVAILABLE})
@@ -159,6 +162,9 @@ class Guard(grpc.aio.ServerInterceptor):
             _log.error("%s failed", call.method, exc_info=error, extra=_fields(call))
         if rule.code in _REFUSED:
             self._metrics.rejected(call.model, rule.reason)
+        # A message of a stream comes long after its call.
+        if isinstance(error, QueueFull | QuotaExceeded) and call.method in _MESSAGES:
+            self._metrics.refused(call.model, time.monotonic() - call.started)
         if isinstance(error, QuotaExceeded):
             self._metrics.security.quota_exceeded(error.quota)
         reason = why(error, has_messages=self._logs_messages)

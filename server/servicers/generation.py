@@ -12,7 +12,7 @@ from server.call import Call
 from server.engine.engine import Engine
 from server.engine.requests import GenerateJob, Lease, Sampling, Stop
 from server.engine.results import Drawn, FinishReason, Generated, PromptSolved, SessionView
-from server.events import Events, submitted
+from server.events import Events, check_room, submitted
 from server.inputs import Tokens, encode
 from server.metrics.counts import Metrics
 from server.security.quotas import Charge
@@ -51,6 +51,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             n_token=engine.config.n_token,
             solve=self._edge.solve_of(view),
         )
+        if not request.idempotency_key:  # or it may be done already
+            check_room(engine, call.sharer, call.deadline)
         prompt = await encode(
             fields.prompt, engine.tokenizer, name="prompt", may_be_unknown=view is not None
         )

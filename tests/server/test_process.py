@@ -1,5 +1,6 @@
 """``deqlm serve`` as a process: exit codes and messages."""
 
+import gc
 import os
 import queue
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from server.__main__ import main
+from server.__main__ import main, settle
 from tests.server.calls import ENDLESS, TIMEOUT_S, Stubs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -191,3 +192,12 @@ def test_a_device_that_is_not_there(capsys, tiny_models):
     assert code == 1
     assert "device must be c" in told
     assert told.endswith("got cuda:99\n")
+
+
+def test_a_served_process_spares_the_collector_what_is_there_for_good():
+    gc.unfreeze()
+    try:
+        settle()
+        assert gc.get_freeze_count() > 10_000
+    finally:
+        gc.unfreeze()
