@@ -168,7 +168,7 @@ class Server:
         await self._health.set_loading()
         await self._server.start()
         self._loading = asyncio.create_task(self._load_all())
-        self._reloading = asyncio.create_task(self._guarding.reloader.run())
+        self._reloading = asyncio.create_task(self._guarding.run())
 
     @property
     def has_files(self) -> bool:

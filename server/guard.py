@@ -99,7 +99,7 @@ class Guard(grpc.aio.ServerInterceptor):
         wrapped: Handler = make(
             functools.partial(self._run, behaviour, path)
             if is_ours
-            else before(behaviour, method, self._gate.greet, self._abort),
+            else before(behaviour, method, self._gate.greeted, self._abort),
             request_deserializer=lenient(handler.request_deserializer)
             if is_ours
             else handler.request_deserializer,
@@ -123,7 +123,7 @@ class Guard(grpc.aio.ServerInterceptor):
         self._idle.clear()
         self._metrics.call_began(call.method)
         try:
-            with self._gate.admitted(call, path):
+            async with self._gate.admitted(call, path):
                 call.check_deadline()
                 result = await behaviour(checked(request), call)
             self._note_end(call, call.finished)
@@ -134,7 +134,7 @@ class Guard(grpc.aio.ServerInterceptor):
             code = _Code.DEADLINE_EXCEEDED if is_late else _Code.CANCELLED
             self._note_failure(call, code, why="the client waits no longer")
             raise
-        except SlowReader as error:
+        except (SlowReader, SecurityError) as error:
             unread = error
         except Exception as error:  # whatever it is, the caller gets a status and the log the rest
             await self._abort(call, error)
