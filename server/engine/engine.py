@@ -242,6 +242,8 @@ class Engine:
             if self._waiting or self._running:
                 self._check_deadline(work, retry_after_s)
             self._waiting.put(work, retry_after_s=retry_after_s)
+            if job.timeline is not None:
+                job.timeline.submitted = work.submitted
             self._wake.notify()
 
     def _check_deadline(self, work: Work, retry_after_s: float) -> None:

@@ -155,6 +155,7 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
             priority=fields.priority,
             owner=call.sharer,
             request_id=call.request_id,
+            timeline=call.timeline(),
             sink=events.sink,
         )
         call.take_tokens(len(inputs))
