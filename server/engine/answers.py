@@ -77,6 +77,7 @@ class Answers:
             return
         for run in list(work.runs):
             self._runs.drop(run)
+        work.error = error
         self._end(work)
         try:
             work.job.sink(Failed(error))

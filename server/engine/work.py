@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from server.engine.errors import EngineError
 from server.engine.prefixes import Trace
 from server.engine.requests import GenerateJob, Job, ScoreJob
 from server.engine.results import FinishReason, Stopped, Times, TokenLogprob, Totals
@@ -88,6 +89,9 @@ class Work:
         closing: what is spent once the present call of f is made; None while there is more.
         cut: candidates that were cut short.
         finished: whether its terminal event is out.
+        error: it ended with; None while it runs, and if it was done.
+        foretold_s: seconds from ``submitted`` to its end, as they were foretold then; None where
+            nothing was known.
     """
 
     job: Job
@@ -111,6 +115,8 @@ class Work:
     closing: Stopped | None = None
     cut: set[int] = field(default_factory=set)
     finished: bool = False
+    error: EngineError | None = None
+    foretold_s: float | None = None
 
     @property
     def tokens(self) -> tuple[int, ...]:
