@@ -47,7 +47,7 @@ def main(argv: list[str], prog: str) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_HELP.format(prog=prog))
         return EXIT_OK if argv else EXIT_USAGE
-    commands = {"run": _run, "report": _report}
+    commands = {"run": _run, "report": _report, "compare": _compare, "record": _record}
     if name not in commands:
         say(f"{prog}: unknown command {name}; `{prog} --help` lists them")
         return EXIT_USAGE
@@ -143,6 +143,51 @@ def _report(argv: list[str], prog: str) -> int:
     )
     objectives = read(command, rest, lambda groups: groups["objective"])
     return _tell(folders[0], objectives)
+
+
+def _compare(argv: list[str], prog: str) -> int:
+    from loadtest.compare import Tolerance, changes, differences, table_of
+    from loadtest.figures import figures
+    from loadtest.results import Result
+
+    folders, rest = _operands(argv, 2, "BEFORE AFTER", prog)
+    command = Command(
+        prog=prog,
+        description="Tell what got better or worse from one run to another, stage by stage. Both "
+        "are held to the objectives of the second. Exit code 3: something got worse.",
+        groups={"": Tolerance},
+        operands="BEFORE AFTER",
+    )
+    chosen: Tolerance = read(command, rest, lambda groups: groups[""])
+    before, after = map(Result.read, folders)
+    objectives = after.settings.objective
+    found = changes(
+        figures(before.swept, objectives),
+        figures(after.swept, objectives),
+        percentiles=chosen.percentiles,
+    )
+    if not found:
+        raise UsageError("the two runs have no stage in common")
+    for name in ("server", "client", "settings"):
+        for line in differences(before.about.get(name, {}), after.about.get(name, {}), name):
+            say(f"differs: {line}")
+    print(table_of(found, chosen.tolerance).text())
+    worse = sum(one.verdict(chosen.tolerance) == "worse" for one in found)
+    print(f"\n{worse} of {len(found)} figures are worse by more than {chosen.tolerance:.0%}")
+    return EXIT_MISSED if worse else EXIT_OK
+
+
+def _record(argv: list[str], prog: str) -> int:
+    from loadtest.recorder import Recording, record
+
+    command = Command(
+        prog=prog,
+        description="Stand between clients and a server, and record when requests arrive, of "
+        "which kind and size; not what they say. Ends at an interrupt, or after --seconds.",
+        groups={"": Recording},
+    )
+    options: Recording = read(command, argv, lambda groups: groups[""])
+    return asyncio.run(record(options, say))
 
 
 def _operands(
