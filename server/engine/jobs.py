@@ -1,6 +1,7 @@
 """From jobs to calls of f and back: what each accepted token means to its job."""
 
 import time
+from collections.abc import Sequence as Seq
 from dataclasses import replace
 
 from deq_model.adaptive_softmax import ClusteredLogSoftmax
@@ -62,6 +63,11 @@ class JobRunner:
         """Tokens of ended prompts whose states are kept."""
         return self._sharing.kept_tokens
 
+    @property
+    def parked(self) -> int:
+        """Runs that wait for what others solve, or take it over."""
+        return self._sharing.parked
+
     def problems(self) -> list[str]:
         """Where runs and what they hold do not add up."""
         return self._runs.problems()
@@ -77,7 +83,7 @@ class JobRunner:
 
     def begin(self, work: Work) -> None:
         """Gives a job its memory and its first rows."""
-        work.started = time.monotonic()
+        work.start(time.monotonic())
         with self._answers.alone(work):
             self._begin(work)
 
@@ -92,8 +98,14 @@ class JobRunner:
         else:
             work.generator.seed(job.sampling.seed)
             work.seen.update(job.prompt)
-        work.main = self._runs.start(work, work.tokens)
+        work.main = self._start(work, work.tokens)
         self._memory.release_base(work)
+
+    def _start(self, work: Work, tokens: Seq[int], *, candidate: int | None = None) -> Run:
+        run = self._runs.start(work, tokens, candidate=candidate)
+        if run.trace is not None:
+            self.observer.looked_up(len(run.trace.tokens))
+        return run
 
     def start_candidate(self) -> bool:
         """Starts one candidate of the job whose turn it is; False when none may start."""
@@ -110,7 +122,7 @@ class JobRunner:
         with self._answers.alone(work):
             assert isinstance(work.job, ScoreJob)
             index = work.waiting_candidates.popleft()
-            self._runs.start(work, work.job.candidates[index], candidate=index)
+            self._start(work, work.job.candidates[index], candidate=index)
             if work.waiting_candidates:
                 self._with_candidates.append(work)
         return True
@@ -146,9 +158,12 @@ class JobRunner:
         for work in {run.work for run in running.values()}:
             self._count_call(work)
         options = {sequence: self._solve_of(run.work) for sequence, run in running.items()}
+        widths = [sequence.granted for sequence in running]
         accepted = self._batch.step(self._scheduler, options)
         self._call_s = time.perf_counter() - begun
         self.observer.step(rows=rows, sequences=len(running), seconds=self._call_s)
+        self.observer.windows(widths)
+        self.observer.began(self._batch.first_residuals)
         self.solved_tokens += len(accepted)
         solved = [_as_asked(t.solved, running[t.sequence].work.job.solve) for t in accepted]
         self.observer.solved(solved)
