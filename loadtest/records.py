@@ -17,7 +17,7 @@ CLIENT_ERROR: Final = "CLIENT_ERROR"
 
 
 UNTOLD: Final = "(untold)"
-"""Behind the status of a call that the client's library found by itself: the server gives reasons."""
+"""Behind the status of a call that gRPC found by itself: the server gives its reasons."""
 FOUND_HERE: Final = frozenset({"CANCELLED", "DEADLINE_EXCEEDED", "UNAVAILABLE", CLIENT_ERROR})
 """Statuses that are found by the client as a rule."""
 
