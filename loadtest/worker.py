@@ -15,7 +15,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
-from loadtest.acts import Acts, Entry, clock
+from loadtest.acts import Acts
+from loadtest.entry import Entry, clock
 from loadtest.lag import Ticker
 from loadtest.records import CUT_OFF, DROPPED, Record
 from loadtest.settings import Settings, client_of, owners
