@@ -28,7 +28,7 @@ def write_about(out: Path, settings: Settings, model: ModelInfo) -> None:
         },
         "client": {
             "machine": _processor(),
-            "system": f"{platform.system()} {platform.release()}",
+            "system": platform.system(),
             "cores": cpu_count(),
             "python": platform.python_version(),
         },
