@@ -11,7 +11,8 @@ from server.options import parse_config
 
 def bounds_of(registry: CollectorRegistry, name: str) -> list[str]:
     family = next(family for family in registry.collect() if family.name == name)
-    return [s.labels["le"] for s in family.samples if s.name.endswith("_bucket")]
+    bounds = [s.labels["le"] for s in family.samples if s.name.endswith("_bucket")]
+    return list(dict.fromkeys(bounds))
 
 
 def test_all_histograms_have_bounds_here_and_nothing_else_has() -> None:
