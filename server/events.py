@@ -75,6 +75,16 @@ class Events:
                 return event
 
 
+def check_room(engine: Engine, owner: str, deadline: float | None) -> None:
+    """Look whether an engine would take a job, before anything is read for it.
+
+    Raises:
+        QueueFull, EngineStopped, EngineFailed: as ``submitted``.
+    """
+    _check_alive(engine)
+    engine.check_room(owner, deadline)
+
+
 @contextmanager
 def submitted(engine: Engine, job: ScoreJob | GenerateJob, events: Events) -> Iterator[Events]:
     """A job that is in the engine for as long as its caller is interested in it.
@@ -83,11 +93,15 @@ def submitted(engine: Engine, job: ScoreJob | GenerateJob, events: Events) -> It
         QueueFull, EngineStopped: the engine does not take it.
         EngineFailed: the engine's thread is gone, so that nothing would ever come of it.
     """
-    if not engine.alive:
-        raise EngineFailed(f"the thread of model {engine.name!r} is gone")
+    _check_alive(engine)
     engine.submit(job)
     try:
         yield events
     finally:
         if not events.ended:
             engine.cancel(job.job_id)
+
+
+def _check_alive(engine: Engine) -> None:
+    if not engine.alive:
+        raise EngineFailed(f"the thread of model {engine.name!r} is gone")

@@ -97,6 +97,7 @@ ROWS: tuple[Row, ...] = (
                 queries=(("{{code}}", rate("deqlm_errors_total", "code", where=HERE)),),
                 unit="reqps",
             ),
+            quantiles("Refusals told after", "deqlm_refusal_seconds"),
             Panel(
                 title="Callers turned away",
                 queries=(("{{reason}}", rate("deqlm_auth_failures_total", "reason", where=HERE)),),

@@ -33,7 +33,10 @@ _RESIDUAL: Final = tuple(step * 10.0**power for power in range(-8, 1) for step i
 _FIRST_RESIDUAL: Final = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 2.0)
 _CALL_SECONDS: Final = tuple(step * 10.0**power for power in range(-4, 1) for step in (1, 2, 5))
 
+_REFUSAL: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+
 BUCKETS: Final[Mapping[str, Bounds]] = {
+    "refusal_seconds": _REFUSAL,
     "time_to_first_token_seconds": _FIRST_TOKEN,
     "inter_token_latency_seconds": _PER_TOKEN,
     "request_time_per_output_token_seconds": _PER_TOKEN,

@@ -16,7 +16,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
-from server.build import Build
+from cli.build import Build
 from server.engine.engine import Engine
 from server.engine.solve import Status
 from server.errors import INTERNAL, REFUSALS, RULES
@@ -62,6 +62,9 @@ class Metrics:
         )
         self._errors = self._counter("errors", "Calls that failed, by status", "method", "code")
         self._rejections = self._counter("rejections", "Calls refused at admission", "reason")
+        self._refusal = self._histogram(
+            "refusal_seconds", "From the arrival of a call to its refusal"
+        )
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts and scored input")
         self._scored_tokens = self._counter("scored_tokens", "Tokens scored, candidates included")
         self._generated = self._counter("generation_tokens", "Tokens generated")
@@ -192,6 +195,10 @@ class Metrics:
     def rejected(self, model: str, reason: str) -> None:
         """There was no room for a call, or the server takes none."""
         self._rejections.labels(model, reason).inc()
+
+    def refused(self, model: str, seconds: float) -> None:
+        """A call was told at once that it would not be done, so long after its arrival."""
+        self._refusal.labels(model).observe(seconds)
 
     def input_solved(
         self,

@@ -12,9 +12,10 @@ from server.call import Call
 from server.engine.engine import Engine
 from server.engine.requests import GenerateJob, Lease, Sampling, Stop
 from server.engine.results import Drawn, FinishReason, Generated, PromptSolved, SessionView
-from server.events import Events, submitted
+from server.events import Events, check_room, submitted
 from server.inputs import Tokens, encode
 from server.metrics.counts import Metrics
+from server.security.quotas import Charge
 from server.servicers.edge import Edge
 from server.text import StopStringText
 from server.validation import GenerateFields, check_generate, check_token_count
@@ -50,6 +51,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             n_token=engine.config.n_token,
             solve=self._edge.solve_of(view),
         )
+        if not request.idempotency_key:  # or it may be done already
+            check_room(engine, call.sharer, call.deadline)
         prompt = await encode(
             fields.prompt, engine.tokenizer, name="prompt", may_be_unknown=view is not None
         )
@@ -107,9 +110,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 lease=lease,
                 call=call,
             )
-            call.take_tokens(len(prompt))
-            with submitted(engine, job, events):
-                generated = await self._relay(events, started, engine, call, sent)
+            with (
+                call.charged(len(prompt), more=fields.max_tokens) as charge,
+                submitted(engine, job, events),
+            ):
+                generated = await self._relay(events, started, engine, call, sent, charge)
             last = translate.generation_finished(generated, fields.solve)
             if lease is not None:
                 answer = None
@@ -130,6 +135,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         engine: Engine,
         call: Call,
         sent: "Sent",
+        charge: Charge,
     ) -> Generated:
         """Send what comes out of the engine, up to the end of the job."""
         clock = _Clock(self._edge.metrics, engine.name, call)
@@ -141,7 +147,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 await sent.send(generation_pb2.GenerateResponse(started=started))
             elif isinstance(event, Drawn):
                 clock.token_drawn()
-                call.add_tokens(1)
+                charge.used += 1
                 await sent.send(
                     translate.generated_token(event.token, event.text, engine.tokenizer)
                 )
@@ -245,6 +251,7 @@ def _job(
         priority=fields.priority,
         owner=call.sharer,
         request_id=call.request_id,
+        timeline=call.timeline(),
         sink=events.sink,
     )
 

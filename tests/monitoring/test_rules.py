@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cli.build import this_build
 from scripts.dashboard.__main__ import TARGET, main
-from server.build import this_build
 from server.metrics.counts import Metrics
 from tests.monitoring.prometheus_server import FOLDER, TOOL, needs_prometheus
 
