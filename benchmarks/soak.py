@@ -78,11 +78,14 @@ class Served:
             **self._gauges(),
         }
 
-    def _gauges(self) -> dict[str, float]:
+    def scrape(self) -> list[str]:
+        """Its metrics, line by line."""
         with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=10) as page:
-            lines = page.read().decode("utf-8").splitlines()
-        samples = [line for line in lines if not line.startswith("#")]
-        found = {line.split("{")[0]: float(line.rpartition(" ")[2]) for line in samples}
+            lines: list[str] = page.read().decode("utf-8").splitlines()
+        return [line for line in lines if not line.startswith("#")]
+
+    def _gauges(self) -> dict[str, float]:
+        found = {line.split("{")[0]: float(line.rpartition(" ")[2]) for line in self.scrape()}
         return {name: found[metric] for metric, name in _GAUGES.items()}
 
 

@@ -42,6 +42,10 @@ COMMANDS: dict[str, Command] = {
         target="client.commands.check:main",
         summary="look whether everything in a server adds up",
     ),
+    "loadtest": Command(
+        target="loadtest.command:main",
+        summary="send a server more and more requests, and tell what it bears",
+    ),
     "token": Command(
         target="server.security.token_command:main",
         summary="make tokens with which clients show a server who they are",

@@ -1,6 +1,7 @@
 """``deqlm serve``: read the configuration, serve until told to stop."""
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -8,6 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from cli.build import this_build
 from server.config import ServerConfig, ServerConfigError
 from server.logs import set_up
 from server.options import parse_config
@@ -57,6 +59,11 @@ def _serve(config: ServerConfig, prog: str) -> int:
     from server.app import Server, StartError
     from server.security.errors import SecurityFileError
 
+    build = this_build()
+    _log.info(
+        "deqlm %s, torch %s, Python %s, models on %s",
+        *(build, build.torch, build.python, config.device),
+    )
     if config.threads:
         torch.set_num_threads(config.threads)
     try:
@@ -94,6 +101,7 @@ async def _run(server: "Server") -> None:
         await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             loading.result()
+            settle()
             _announce(server, time.monotonic() - began)
         await stopping
         _log.info("stopping: running calls get %g s to finish", server.config.grace_s)
@@ -102,6 +110,16 @@ async def _run(server: "Server") -> None:
         stopping.cancel()
         await server.stop()
     _log.info("stopped")
+
+
+def settle() -> None:
+    """Spare the garbage collector what is there for good: modules, weights, descriptors.
+
+    A full collection would go through some half a million objects, every ten seconds under load,
+    and nobody would be answered for 150 to 240 ms.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _stop_signal() -> asyncio.Event:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from server.engine.limits import EngineLimits
 from server.engine.snapshots import StateFormat
 from server.engine.solve import Policy, Solve
+from server.metrics.buckets import Bounds, read_buckets
 from server.security.exposure import exposure_problem
 from server.telemetry_options import TelemetryOptions
 
@@ -25,6 +26,8 @@ METRICS_OFF = -1
 _MAX_PORT = 65535
 _STORE = re.compile(r"memory|sqlite:.+|rediss?://.+")
 _STORES = "memory, sqlite:PATH or redis://HOST:PORT/DB"
+_COLLECTOR = re.compile(r"(https?://[^/@\s]+:\d+)?")
+_COLLECTORS = "http://HOST:PORT or https://HOST:PORT"
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 _BUNDLED = Path(__file__).resolve().parent.parent / "models"
 
@@ -148,6 +151,7 @@ class ServerConfig(TelemetryOptions):
         port: TCP port for calls; 0 takes a free one.
         metrics_host: address to listen on, for metrics.
         metrics_port: TCP port for metrics; 0 takes a free one, -1 turns metrics off.
+        metrics_buckets: bounds of the buckets of a histogram, as NAME=BOUND:BOUND:...; repeatable; those that are not named have the bounds that dashboards know.
         device: where models run: cpu, cuda or cuda:N.
         dtype: number format of the weights; auto is bfloat16 on cuda and float16 on cpu, where states and sums are in float32 all the same.
         early_dtype: how the feed-forward is computed on a CPU: int8 is by two bytes a number once for a token, and otherwise by differences from there in one byte, which needs AVX-512 VNNI and the kernels in C; auto takes it for large models in float16, none never.
@@ -200,6 +204,7 @@ class ServerConfig(TelemetryOptions):
     port: int = 50051
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 9464
+    metrics_buckets: tuple[str, ...] = ()
     device: str = "cpu"
     dtype: DTypeName = "auto"
     early_dtype: EarlyDType = "auto"
@@ -267,6 +272,8 @@ class ServerConfig(TelemetryOptions):
         for name in ("grace_s", "resident_idle_s"):
             value = getattr(self, name)
             self._check(name, math.isfinite(value) and value >= 0, "at least 0")
+        self._check("trace_endpoint", bool(_COLLECTOR.fullmatch(self.trace_endpoint)), _COLLECTORS)
+        self._check("trace_ratio", 0.0 <= self.trace_ratio <= 1.0, "in [0, 1]")
         self._check("session_store", bool(_STORE.fullmatch(self.session_store)), _STORES)
         for small, large in _ORDERED:
             limit = getattr(self, large)
@@ -275,6 +282,7 @@ class ServerConfig(TelemetryOptions):
             is_whole = getattr(self, name) is None or getattr(self, needed) is not None
             self._check(needed, is_whole, f"set where {name} is")
         _parse_sources(self.model)
+        self._read_buckets()
 
     def _check(self, name: str, holds: bool, bound: str) -> None:
         if not holds:
@@ -309,6 +317,17 @@ class ServerConfig(TelemetryOptions):
                 f"model must name a checkpoint (--model NAME=PATH): none is bundled in {bundled}"
             )
         return tuple([ModelSource(name=path.name, path=path) for path in found])
+
+    @property
+    def bucket_bounds(self) -> dict[str, Bounds]:
+        """Bounds of all histograms of the metrics, by name."""
+        return self._read_buckets()
+
+    def _read_buckets(self) -> dict[str, Bounds]:
+        try:
+            return read_buckets(self.metrics_buckets)
+        except ValueError as error:
+            raise ServerConfigError(f"metrics_buckets must {error}") from None
 
     @property
     def engine_limits(self) -> EngineLimits:

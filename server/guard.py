@@ -12,18 +12,23 @@ from google.rpc import status_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 
 from server.call import Call
+from server.engine.errors import QueueFull
 from server.errors import SlowReader, rule_for, to_status
 from server.logs import ABOUT, About
 from server.metrics.counts import Metrics
 from server.refusals import why
 from server.security.errors import QuotaExceeded, SecurityError
 from server.security.gate import Gate, before
+from server.tracing.current import CURRENT, Tracer
 from server.wire import checked, lenient
 
 PACKAGE = "/deqlm.v1."
 _MEASURED = frozenset({"Score", "ScoreStream", "Generate"})
+_MESSAGES = frozenset({"Score", "Generate"})
+"""Methods of one request, whose work waits in the queue."""
 _Code = grpc.StatusCode
 _ABORTED = frozenset({_Code.CANCELLED, _Code.DEADLINE_EXCEEDED})
+_REFUSED = frozenset({_Code.RESOURCE_EXHAUSTED, _Code.UNAVAILABLE})
 _CLOCK_SKEW_S = 0.1
 """A client counts its deadline from before the call was on its way: it gives up a bit earlier."""
 
@@ -44,10 +49,12 @@ class Guard(grpc.aio.ServerInterceptor):
         *,
         send_timeout_s: float,
         logs_messages: bool = False,
+        tracer: Tracer | None = None,
     ) -> None:
         self._metrics = metrics
         self._send_timeout_s = send_timeout_s
         self._logs_messages = logs_messages
+        self._tracer = tracer
         self._gate = gate
         self._running = 0
         self._idle = asyncio.Event()
@@ -95,7 +102,7 @@ class Guard(grpc.aio.ServerInterceptor):
         wrapped: Handler = make(
             functools.partial(self._run, behaviour, path)
             if is_ours
-            else before(behaviour, method, self._gate.greet, self._abort),
+            else before(behaviour, method, self._gate.greeted, self._abort),
             request_deserializer=lenient(handler.request_deserializer)
             if is_ours
             else handler.request_deserializer,
@@ -117,8 +124,10 @@ class Guard(grpc.aio.ServerInterceptor):
         context.set_trailing_metadata(call.trailing_metadata)
         self._running += 1
         self._idle.clear()
+        self._metrics.call_began(call.method)
         try:
-            with self._gate.admitted(call, path):
+            async with self._gate.admitted(call, path):
+                self._trace(call, path)
                 call.check_deadline()
                 result = await behaviour(checked(request), call)
             self._note_end(call, call.finished)
@@ -129,16 +138,27 @@ class Guard(grpc.aio.ServerInterceptor):
             code = _Code.DEADLINE_EXCEEDED if is_late else _Code.CANCELLED
             self._note_failure(call, code, why="the client waits no longer")
             raise
-        except SlowReader as error:
+        except (SlowReader, SecurityError) as error:
             unread = error
         except Exception as error:  # whatever it is, the caller gets a status and the log the rest
             await self._abort(call, error)
         finally:
+            if call.spans is not None:
+                # Not now: its client waits for the answer.
+                asyncio.get_running_loop().call_soon(call.spans.end, call)
             self._running -= 1
+            self._metrics.call_over(call.method)
             if self._running == 0:
                 self._idle.set()
         # Its status waits behind what the client does not read: the call is over all the same.
         await self._abort(call, unread)
+
+    def _trace(self, call: Call, path: str) -> None:
+        """Begin its spans, if there are to be any; only of callers that may call."""
+        call.spans = None if self._tracer is None else self._tracer.begin(call, path)
+        if call.spans is not None:
+            CURRENT.set(call.spans)
+            ABOUT.set(About(call.request_id, call.trace_id))
 
     async def _refuse(
         self,
@@ -154,8 +174,11 @@ class Guard(grpc.aio.ServerInterceptor):
         rule = rule_for(error)
         if rule.code is grpc.StatusCode.INTERNAL:
             _log.error("%s failed", call.method, exc_info=error, extra=_fields(call))
-        if rule.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        if rule.code in _REFUSED:
             self._metrics.rejected(call.model, rule.reason)
+        # A message of a stream comes long after its call.
+        if isinstance(error, QueueFull | QuotaExceeded) and call.method in _MESSAGES:
+            self._metrics.refused(call.model, time.monotonic() - call.started)
         if isinstance(error, QuotaExceeded):
             self._metrics.security.quota_exceeded(error.quota)
         reason = why(error, has_messages=self._logs_messages)
@@ -168,14 +191,16 @@ class Guard(grpc.aio.ServerInterceptor):
     def _note_failure(
         self, call: Call, code: grpc.StatusCode, *, reason: str = "", why: str = ""
     ) -> None:
+        call.code, call.reason = code, reason
         self._metrics.call_failed(call.model, call.method, code.name)
         self._note_end(call, "abort" if code in _ABORTED else "error")
         _log_end(call, code, logging.INFO, reason=reason, why=why)
 
     def _note_end(self, call: Call, reason: str) -> None:
+        call.ended = time.monotonic()
         if call.method in _MEASURED:
-            seconds = time.monotonic() - call.started
-            self._metrics.call_ended(call.model, call.method, reason, seconds)
+            seconds = call.ended - call.started
+            self._metrics.call_ended(call.model, call.method, reason, seconds, call.trace)
 
 
 def _fields(call: Call, **more: str | float) -> dict[str, str | float]:
@@ -195,7 +220,7 @@ def _log_end(
 ) -> None:
     if not _log.isEnabledFor(level):
         return
-    seconds = round(time.monotonic() - call.started, 6)
+    seconds = round(call.ended - call.started, 6)
     fields = _fields(call, code=code.name, reason=reason, seconds=seconds)
     said = " ".join([word for word in (reason, why and f"({why})") if word])
     ending = f": {said}" if said else ""

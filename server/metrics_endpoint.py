@@ -100,7 +100,7 @@ class MetricsEndpoint:
         Raises:
             OSError: the port is in use, or the host is not this machine's.
         """
-        app = make_wsgi_app(registry)
+        app = _forgiving(make_wsgi_app(registry))
         kind = _Server6 if ":" in host else _Server
         self._server = make_server(
             host, port, app if allow is None else _asking(app, allow), kind, _Handler
@@ -120,6 +120,21 @@ class MetricsEndpoint:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def _forgiving(app: Any) -> Any:
+    """The application, for those as well whose wishes for a format nobody can read."""
+
+    def forgiving(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        try:
+            answer: Iterable[bytes] = app(environ, start_response)
+        except Exception:
+            if environ.pop("HTTP_ACCEPT", None) is None:
+                raise
+            answer = app(environ, start_response)
+        return answer
+
+    return forgiving
 
 
 def _asking(app: Any, allow: Allow) -> Any:

@@ -67,7 +67,7 @@ def connect(args: argparse.Namespace) -> Client:
             timeout_s=DEFAULT_TIMEOUT_S if args.timeout_s is None else args.timeout_s,
             stream_timeout_s=args.timeout_s,
             owner=args.owner,
-            token=_token(args.token_file),
+            token=read_token(args.token_file),
             tls=_tls(args),
             send_token_unencrypted=args.send_token_unencrypted,
         )
@@ -86,8 +86,12 @@ _HINTS: Final = {
 }
 
 
-def _token(path: str | None) -> str | None:
-    """That of the file, else that of the environment, else none; never told in any message."""
+def read_token(path: str | None) -> str | None:
+    """That of the file, else that of the environment, else none; never told in any message.
+
+    Raises:
+        UsageError: the file cannot be read, or holds more than a token.
+    """
     if path is None:
         return os.environ.get(TOKEN_VARIABLE) or None
     try:

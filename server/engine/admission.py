@@ -111,20 +111,30 @@ class Admission:
         _, own = self._owned.get(owner, (0, 0))
         return min(self._tokens, own * len({*self._owned, owner}))
 
-    def put(self, work: Work, *, retry_after_s: float = 1.0) -> None:
-        """Lets a job wait.
+    def check(self, owner: str, size: int, *, retry_after_s: float = 1.0) -> None:
+        """Looks whether one more job may wait.
 
         Args:
-            work: the job.
+            owner: whose it is.
+            size: its tokens.
             retry_after_s: what a caller is told that is refused.
+
+        Raises:
+            QueueFull: too many jobs or tokens are waiting.
+        """
+        jobs, tokens = self._owned.get(owner, (0, 0))
+        self._all.check(self._count, self._tokens, size, retry_after_s)
+        self._own.check(jobs, tokens, size, retry_after_s)
+
+    def put(self, work: Work) -> None:
+        """Lets a job wait.
 
         Raises:
             QueueFull: too many jobs or tokens are waiting.
             InvalidRequest: there is no such priority.
         """
+        self.check(work.job.owner, work.size)
         jobs, tokens = self._owned.get(work.job.owner, (0, 0))
-        self._all.check(self._count, self._tokens, work.size, retry_after_s)
-        self._own.check(jobs, tokens, work.size, retry_after_s)
         owner, priority = work.job.owner, work.job.priority
         most = len(PRIORITY_WEIGHTS) - 1
         if not 0 <= priority <= most:

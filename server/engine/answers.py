@@ -85,6 +85,7 @@ class Answers:
             return
         for run in list(work.runs):
             self._runs.drop(run)
+        work.error = error
         self._end(work)
         try:
             work.job.sink(Failed(error))
@@ -177,7 +178,7 @@ class Answers:
         )
 
     def _end(self, work: Work) -> None:
-        work.finished = True
+        work.end()
         self._sharing.forget(work)
         self._memory.release_base(work)
 

@@ -150,6 +150,11 @@ class Batch:
         for entry in entries:
             self._ledger.begin(entry.row)
 
+    @property
+    def first_residuals(self) -> list[float]:
+        """Relative residuals of the states at which solves began in the last call."""
+        return self._ledger.first_residuals
+
     def far(self, rows: Seq[int]) -> float:
         """Largest relative residual in the last calls on rows; inf where there was none."""
         return max(self._ledger.residual(row) for row in rows)

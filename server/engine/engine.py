@@ -29,13 +29,12 @@ from server.engine.errors import (
     Cancelled,
     DeadlineExceeded,
     EngineStopped,
-    TooLate,
 )
+from server.engine.forecast import Forecast
 from server.engine.jobs import JobRunner
 from server.engine.limits import EngineLimits, EngineSnapshot
 from server.engine.memory import Memory
 from server.engine.observer import Observer
-from server.engine.rates import SAFETY, Progress
 from server.engine.requests import Job, ScoreJob
 from server.engine.results import Event, Failed
 from server.engine.scheduler import Scheduler
@@ -56,9 +55,6 @@ _FORMS: dict[torch.dtype, Format] = {
     torch.float16: "float16",
     torch.bfloat16: "bfloat16",
 }
-
-_RETRY_S, _LONGEST_RETRY_S = 1.0, 30.0
-"""What callers that are refused are told: while nothing is measured, and at most."""
 
 _IDLE_WAIT_S = 1.0
 """How long the idle thread sleeps before it looks for expired sessions."""
@@ -177,7 +173,7 @@ class Engine:
             max_owner_queue=limits.max_owner_queue,
             max_owner_queue_tokens=limits.max_owner_queue_tokens,
         )
-        self._progress = Progress(time.monotonic)
+        self._forecast = Forecast()
         self._places = Places(limits.max_running)
         self._running: list[Work] = []
         self._cancelled: set[str] = set()
@@ -235,28 +231,36 @@ class Engine:
         """
         work = Work(job, time.monotonic())
         with self._wake:
-            if not self._accepting:
-                raise EngineStopped(f"model {self.name!r} takes no requests: it is not running")
-            wait_s = self._progress.rate.seconds(self._waiting.tokens)
-            retry_after_s = _RETRY_S if wait_s is None else min(max(wait_s, 0.1), _LONGEST_RETRY_S)
-            if self._waiting or self._running:
-                self._check_deadline(work, retry_after_s)
-            self._waiting.put(work, retry_after_s=retry_after_s)
+            work.foretold_s = self._check_room(
+                job.owner, work.size, job.deadline, now=work.submitted
+            )
+            self._waiting.put(work)
+            if job.timeline is not None:
+                job.timeline.submitted = work.submitted
             self._wake.notify()
 
-    def _check_deadline(self, work: Work, retry_after_s: float) -> None:
-        """Turns a job away that would not be done by its deadline, with what waits before it."""
-        deadline, owner = work.job.deadline, work.job.owner
-        needs_s = self._progress.seconds(work.size, self._waiting.before(owner))
-        if deadline is None or needs_s is None:
-            return
-        has_s = deadline - work.submitted
-        if SAFETY * needs_s > has_s:
-            raise TooLate(
-                f"deadline must be at least {SAFETY * needs_s:.2g} s away with what waits before "
-                f"this call, got {has_s:.2g} s",
-                retry_after_s=retry_after_s,
-            )
+    def check_room(self, owner: str, deadline: float | None) -> None:
+        """Looks whether a job of the least size would be accepted, before anything is done for one.
+
+        Raises:
+            EngineStopped, QueueFull, TooLate: it would not be.
+        """
+        with self._wake:
+            self._check_room(owner, 1, deadline, now=time.monotonic())
+
+    def _check_room(
+        self, owner: str, size: int, deadline: float | None, *, now: float
+    ) -> float | None:
+        """In how many seconds a job would be done, which is accepted now."""
+        if not self._accepting:
+            raise EngineStopped(f"model {self.name!r} takes no requests: it is not running")
+        retry_after_s = self._forecast.retry_after_s(self._waiting.tokens)
+        foretold_s = self._forecast.foretell(size, self._waiting.before(owner))
+        others_wait = len(self._waiting) > 0
+        if deadline is not None and (others_wait or any(not w.finished for w in self._running)):
+            self._forecast.check(foretold_s, deadline - now, retry_after_s, others_wait=others_wait)
+        self._waiting.check(owner, size, retry_after_s=retry_after_s)
+        return foretold_s
 
     def cancel(self, job_id: str) -> None:
         """Ends a job at the next turn with ``Failed(Cancelled)``; unknown ids are ignored."""
@@ -311,6 +315,7 @@ class Engine:
         with self._wake:
             waiting, tokens = len(self._waiting), self._waiting.tokens
             running = len(self._running)
+            waits = self._waits()
         used = self._slots.used
         return EngineSnapshot(
             running_jobs=running,
@@ -328,6 +333,10 @@ class Engine:
             sessions_from_tokens=self.memory.from_tokens,
             sessions_left_idle=self.memory.left_idle,
             sessions_left_full=self.memory.left_full,
+            waiting_for_places=waits["places"],
+            waiting_for_share=waits["share"],
+            waiting_for_turn=waits["turn"],
+            parked_texts=self._runner.parked,
         )
 
     def stop(self, *, grace_s: float) -> None:
@@ -379,7 +388,7 @@ class Engine:
         except Exception as error:
             self._stumble(error)
         self._forget_finished()
-        self._progress.look(self._running, self._runner.solved_tokens)
+        self._forecast.look(self._running, self._runner.solved_tokens)
 
     def _stumble(self, error: Exception) -> None:
         """A turn has failed at what is nobody's own: the next one is as good as any, or the last.
@@ -423,19 +432,33 @@ class Engine:
         with self._wake:
             # A job whose candidates wait holds memory, but no place: it counts all the same.
             begun = Counter(work.job.owner for work in self._running)
-            work = self._waiting.take(
-                lambda owner: (
-                    self._places.open_to(owner, begun) and self._runner.has_room_for(owner)
-                )
-            )
+            work = self._waiting.take(lambda owner: self._may_begin(owner, begun))
             if work is None:
                 return False
             self._running.append(work)
         self._runner.begin(work)
         return True
 
+    def _may_begin(self, owner: str, begun: Counter[str]) -> bool:
+        """Whether there is a place for one more job of an owner; ``begun`` counts them by owner."""
+        return self._places.open_to(owner, begun) and self._runner.has_room_for(owner)
+
+    def _waits(self) -> Counter[str]:
+        """Waiting jobs by what they wait for: a place, their owner's share, or their turn."""
+        begun = Counter(work.job.owner for work in self._running)
+        owners = Counter(work.job.owner for work in self._waiting)
+        waits = Counter[str]()
+        for owner, jobs in owners.items():
+            open_to_owner = self._may_begin(owner, begun)
+            is_full = not self._runner.has_room
+            waits["places" if is_full else "turn" if open_to_owner else "share"] += jobs
+        return waits
+
     def _forget_finished(self) -> None:
         with self._wake:
+            for work in [*self._waiting, *self._running]:
+                if work.finished:
+                    self._forecast.end(work)
             self._running = [work for work in self._running if not work.finished]
             self._waiting.drop_finished()
             if not self._waiting and not self._running:

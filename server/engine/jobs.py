@@ -68,6 +68,11 @@ class JobRunner:
         """Tokens of ended prompts whose states are kept."""
         return self._sharing.kept_tokens
 
+    @property
+    def parked(self) -> int:
+        """Runs that wait for what others solve, or take it over."""
+        return self._sharing.parked
+
     def problems(self) -> list[str]:
         """Where runs and what they hold do not add up."""
         return self._runs.problems()
@@ -83,7 +88,7 @@ class JobRunner:
 
     def begin(self, work: Work) -> None:
         """Gives a job its memory and its first rows."""
-        work.started = time.monotonic()
+        work.start(time.monotonic())
         with self._answers.alone(work):
             self._begin(work)
 
@@ -98,8 +103,14 @@ class JobRunner:
         else:
             work.generator.seed(job.sampling.seed)
             work.seen.update(job.prompt)
-        work.main = self._runs.start(work, work.tokens)
+        work.main = self._start(work, work.tokens)
         self._memory.release_base(work)
+
+    def _start(self, work: Work, tokens: Seq[int], *, candidate: int | None = None) -> Run:
+        run = self._runs.start(work, tokens, candidate=candidate)
+        if run.trace is not None:
+            self.observer.looked_up(len(run.trace.tokens))
+        return run
 
     def start_candidate(self) -> bool:
         """Starts one candidate of the job whose turn it is; False when none may start."""
@@ -116,7 +127,7 @@ class JobRunner:
         with self._answers.alone(work):
             assert isinstance(work.job, ScoreJob)
             index = work.waiting_candidates.popleft()
-            self._runs.start(work, work.job.candidates[index], candidate=index)
+            self._start(work, work.job.candidates[index], candidate=index)
             if work.waiting_candidates:
                 self._with_candidates.append(work)
         return True
@@ -152,6 +163,7 @@ class JobRunner:
         for work in {run.work for run in running.values()}:
             self._count_call(work)
         options = {sequence: self._solve_of(run.work) for sequence, run in running.items()}
+        widths = [sequence.granted for sequence in running]
         accepted = self._calls.solve(options)
         self._call_s = time.perf_counter() - begun
         self.solved_tokens += len(accepted)
@@ -160,6 +172,8 @@ class JobRunner:
             with self._answers.alone(running[token.sequence].work):
                 self._take(token, how, options[token.sequence].tol)
         self.observer.step(rows=rows, sequences=len(running), seconds=self._call_s)
+        self.observer.windows(widths)
+        self.observer.began(self._batch.first_residuals)
         self.observer.solved(solved)
 
     def _count_call(self, work: Work) -> None:

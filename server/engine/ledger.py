@@ -77,6 +77,7 @@ class Ledger:
 
     def __init__(self, max_rows: int) -> None:
         self._rows = [_Row() for _ in range(max_rows)]
+        self._first: list[float] = []
 
     def begin(self, row: int) -> None:
         """A new solve in a row."""
@@ -152,6 +153,7 @@ class Ledger:
     def note(self, layout: Layout, residual: list[float], error: list[float]) -> None:
         """Counts a call, with each row's residual and the error of its f; see ``_Row``."""
         at = 0
+        self._first.clear()
         for sequence in layout.sequences:
             known = sequence.left - sequence.guessed
             for i, row_id in enumerate(sequence.active):
@@ -159,10 +161,17 @@ class Ledger:
                 row.nfe += 1
                 row.ahead += i >= known
                 row.residual, row.error = residual[at], error[at]
+                if row.nfe == 1:
+                    self._first.append(residual[at])
                 # An anchor that is not finite would spoil all that follows.
                 row.anchored = row.anchored and residual[at] != float("inf")
                 row.settled = True
                 at += 1
+
+    @property
+    def first_residuals(self) -> list[float]:
+        """Those of the rows that had their first call in the last one noted."""
+        return list(self._first)
 
     def judge(self, layout: Layout, options: Options, residual: list[float]) -> list[Verdict]:
         """The prefixes of the windows that are done after a call.

@@ -52,7 +52,9 @@ class EngineSnapshot:
 
     ``loosening`` says whether tokens are solved to ``overload_tol`` now, ``prefix_tokens`` how many
     tokens of ended prompts have their states kept. ``sessions_from_...`` and ``sessions_left_...``
-    count sessions that came back to the device and left it since the start.
+    count sessions that came back to the device and left it since the start. ``waiting_for_...``
+    part the waiting jobs: there is no place, only such as are kept for other owners, or it is not
+    their turn yet. ``parked_texts`` have a place and wait for others that begin alike.
     """
 
     running_jobs: int
@@ -70,3 +72,7 @@ class EngineSnapshot:
     sessions_from_tokens: int = 0
     sessions_left_idle: int = 0
     sessions_left_full: int = 0
+    waiting_for_places: int = 0
+    waiting_for_share: int = 0
+    waiting_for_turn: int = 0
+    parked_texts: int = 0

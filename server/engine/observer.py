@@ -12,6 +12,9 @@ class Observer(Protocol):
     def started_warm(self, tokens: int) -> None:
         """So many tokens entered whose solves begin at fitted first states."""
 
+    def looked_up(self, tokens: int) -> None:
+        """It was looked whether others have solved so many tokens that begin a text."""
+
     def shared(self, tokens: int) -> None:
         """So many tokens were taken over, as others had solved them."""
 
@@ -20,6 +23,12 @@ class Observer(Protocol):
 
     def step(self, *, rows: int, sequences: int, seconds: float) -> None:
         """One call of f was made on ``rows`` tokens of ``sequences`` sequences."""
+
+    def windows(self, widths: Sequence[int]) -> None:
+        """So many rows had each sequence in that call."""
+
+    def began(self, residuals: Sequence[float]) -> None:
+        """Tokens had their first call of f, at states with these relative residuals."""
 
     def solved(self, tokens: Sequence[Solved]) -> None:
         """Tokens were accepted."""
@@ -31,6 +40,9 @@ class Unobserved:
     def started_warm(self, tokens: int) -> None:
         """Ignores them."""
 
+    def looked_up(self, tokens: int) -> None:
+        """Ignores them."""
+
     def shared(self, tokens: int) -> None:
         """Ignores them."""
 
@@ -39,6 +51,12 @@ class Unobserved:
 
     def step(self, *, rows: int, sequences: int, seconds: float) -> None:
         """Ignores it."""
+
+    def windows(self, widths: Sequence[int]) -> None:
+        """Ignores them."""
+
+    def began(self, residuals: Sequence[float]) -> None:
+        """Ignores them."""
 
     def solved(self, tokens: Sequence[Solved]) -> None:
         """Ignores them."""

@@ -9,8 +9,6 @@ _MEMORY_S = 5.0
 """Time of work after which what was measured before counts for about a third."""
 _LEAST_S = 0.5
 """Time of work before which nothing is foretold."""
-SAFETY = 2.0
-"""A job must have so much more time than it is foretold to need: rates vary."""
 
 
 @dataclass(slots=True)

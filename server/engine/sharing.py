@@ -82,6 +82,11 @@ class Sharing:
         """Tokens whose states are kept, beside those of runs that go on."""
         return self._prefixes.kept_tokens
 
+    @property
+    def parked(self) -> int:
+        """Runs that wait, or take over."""
+        return len(self._parked)
+
     def problems(self, runs: set[Run]) -> list[str]:
         """Where what is kept, or waits, is not what the running ``runs`` allow."""
         found = self._prefixes.problems()

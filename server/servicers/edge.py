@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+from cli.build import Build
 from server.attempts import Attempts
 from server.config import RequestLimits
 from server.engine.results import SessionView
 from server.engine.solve import Solve
+from server.events import Post
 from server.metrics.counts import Metrics
 from server.persistence import Persistence
 from server.registry import Registry
@@ -25,7 +27,8 @@ class Edge:
         metrics: counts.
         persistence: keeps sessions.
         attempts: calls with idempotency keys that are under way.
-        version: of the server.
+        post: from the engines' threads.
+        build: version and revision of the server.
     """
 
     registry: Registry
@@ -34,7 +37,8 @@ class Edge:
     metrics: Metrics
     persistence: Persistence
     attempts: Attempts
-    version: str
+    post: Post
+    build: Build
 
     def solve_of(self, view: SessionView | None) -> Solve:
         """What an unset solver option of a call means."""

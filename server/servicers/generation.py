@@ -8,12 +8,14 @@ from deq_model.tokenizers.base import StreamDecoder
 from deqlm.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 from server import translate
 from server.attempts import Attempt, Send, from_answer, to_answer
-from server.call import Call, Events, submitted
+from server.call import Call
 from server.engine.engine import Engine
 from server.engine.requests import GenerateJob, Lease, Sampling, Stop
 from server.engine.results import Drawn, FinishReason, Generated, PromptSolved, SessionView
+from server.events import Events, check_room, submitted
 from server.inputs import Tokens, encode
 from server.metrics.counts import Metrics
+from server.security.quotas import Charge
 from server.servicers.edge import Edge
 from server.text import StopStringText
 from server.validation import GenerateFields, check_generate, check_token_count
@@ -49,6 +51,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             n_token=engine.config.n_token,
             solve=self._edge.solve_of(view),
         )
+        if not request.idempotency_key:  # or it may be done already
+            check_room(engine, call.sharer, call.deadline)
         prompt = await encode(
             fields.prompt, engine.tokenizer, name="prompt", may_be_unknown=view is not None
         )
@@ -84,7 +88,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             prompt_tokens=len(prompt),
             unknown_tokens=len(prompt.unknown),
         )
-        events, persistence, key = Events(), self._edge.persistence, request.idempotency_key
+        events = Events(self._edge.post)
+        persistence, key = self._edge.persistence, request.idempotency_key
         async with persistence.leased(engine, session_id, call.owner) as lease:
             if lease is not None and key:
                 answer = engine.sessions.answer(lease, key)
@@ -105,9 +110,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 lease=lease,
                 call=call,
             )
-            call.take_tokens(len(prompt))
-            with submitted(engine, job, events):
-                generated = await self._relay(events, started, engine, call, sent)
+            with (
+                call.charged(len(prompt), more=fields.max_tokens) as charge,
+                submitted(engine, job, events),
+            ):
+                generated = await self._relay(events, started, engine, call, sent, charge)
             last = translate.generation_finished(generated, fields.solve)
             if lease is not None:
                 answer = None
@@ -128,9 +135,10 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         engine: Engine,
         call: Call,
         sent: "Sent",
+        charge: Charge,
     ) -> Generated:
         """Send what comes out of the engine, up to the end of the job."""
-        clock = _Clock(self._edge.metrics, engine.name, call.started)
+        clock = _Clock(self._edge.metrics, engine.name, call)
         while True:
             event = await events.next()
             if isinstance(event, PromptSolved):
@@ -139,7 +147,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 await sent.send(generation_pb2.GenerateResponse(started=started))
             elif isinstance(event, Drawn):
                 clock.token_drawn()
-                call.add_tokens(1)
+                charge.used += 1
                 await sent.send(
                     translate.generated_token(event.token, event.text, engine.tokenizer)
                 )
@@ -165,13 +173,11 @@ class Sent:
 class _Clock:
     """Measures one generation."""
 
-    def __init__(self, metrics: Metrics, model: str, started: float) -> None:
+    def __init__(self, metrics: Metrics, model: str, call: Call) -> None:
         self._metrics = metrics
         self._model = model
-        self._started = started
-        self._solved = started
-        self._first = started
-        self._last = started
+        self._trace = call.trace
+        self._started = self._solved = self._first = self._last = call.started
         self._tokens = 0
 
     def prompt_solved(self, tokens: int) -> None:
@@ -182,9 +188,11 @@ class _Clock:
     def token_drawn(self) -> None:
         """A token came."""
         now = time.monotonic()
-        is_first = self._tokens == 0
-        self._metrics.token_drawn(self._model, is_first=is_first, seconds=now - self._last)
-        self._first = now if is_first else self._first
+        if self._tokens == 0:
+            self._metrics.first_token_drawn(self._model, now - self._last, self._trace)
+            self._first = now
+        else:
+            self._metrics.token_drawn(self._model, now - self._last)
         self._last = now
         self._tokens += 1
 
@@ -197,10 +205,12 @@ class _Clock:
             queue_s=queue_s,
             prefill_s=self._solved - self._started - queue_s,
             decode_s=time.monotonic() - self._solved,
+            status=event.stats.status,
+            trace=self._trace,
         )
         if self._tokens > 1:
             mean_s = (self._last - self._first) / (self._tokens - 1)
-            self._metrics.time_per_token(self._model, mean_s)
+            self._metrics.time_per_token(self._model, mean_s, self._trace)
 
 
 def _job(
@@ -241,6 +251,7 @@ def _job(
         priority=fields.priority,
         owner=call.sharer,
         request_id=call.request_id,
+        timeline=call.timeline(),
         sink=events.sink,
     )
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from deqlm.v1 import common_pb2, scoring_pb2, scoring_pb2_grpc
 from server import translate
 from server.attempts import Attempt, from_answer, to_answer
-from server.call import Call, Events, submitted
+from server.call import Call
 from server.engine.engine import Engine
 from server.engine.requests import Lease, ScoreJob
 from server.engine.results import Scored
+from server.events import Events, check_room, submitted
 from server.inputs import Tokens, encode
 from server.servicers.edge import LONG_RESPONSE, Edge
 from server.servicers.stream import Streams
@@ -48,6 +49,8 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
             n_token=engine.config.n_token,
             solve=self._edge.solve_of(view),
         )
+        if not request.idempotency_key:  # or it may be done already
+            check_room(engine, call.sharer, call.deadline)
         inputs = await self._encode(fields, engine, has_session=view is not None)
         if session_id is None or not request.idempotency_key:
             return await self._score(request, inputs, fields, engine, session_id, call)
@@ -105,6 +108,8 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
             tokens=len(scored.tokens),
             scored=len(scored.tokens) + sum(map(len, scored.candidates)),
             queue_s=scored.times.queue_s,
+            status=scored.stats.status,
+            trace=call.trace,
         )
         call.finished = "scored"
         if len(inputs) < LONG_RESPONSE:
@@ -141,7 +146,7 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
         lease: Lease | None,
         call: Call,
     ) -> Scored:
-        events = Events()
+        events = Events(self._edge.post)
         job = ScoreJob(
             job_id=call.next_job_id(),
             tokens=inputs.input.ids,
@@ -155,11 +160,13 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
             priority=fields.priority,
             owner=call.sharer,
             request_id=call.request_id,
+            timeline=call.timeline(),
             sink=events.sink,
         )
-        call.take_tokens(len(inputs))
-        with submitted(engine, job, events):
-            return await events.last(Scored)
+        with call.charged(len(inputs)) as charge, submitted(engine, job, events):
+            scored = await events.last(Scored)
+            charge.used = len(scored.tokens) + sum(map(len, scored.candidates))
+            return scored
 
 
 def _response(

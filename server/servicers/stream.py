@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 
 from deqlm.v1 import common_pb2, scoring_pb2
 from server import translate
-from server.call import Call, Events, submitted
+from server.call import Call
 from server.engine.engine import Engine
 from server.engine.errors import EngineError, EngineStopped
 from server.engine.requests import Lease, ScoreJob
 from server.engine.results import Scored, SessionView, Stopped, Times, TokenLogprob, Totals
 from server.engine.solve import SolveStats
 from server.errors import InvalidFields
+from server.events import Events, submitted
 from server.inputs import LONG_TEXT, StreamTokens, Tokens
 from server.servicers.edge import LONG_RESPONSE, Edge
 from server.validation import StreamFields, check_stream_config, check_stream_message
@@ -261,8 +262,7 @@ class Stream:
         tokens = batch.tokens
         if not tokens:
             return ()
-        self._call.take_tokens(len(tokens))
-        events, budget = Events(), self._fields.budget
+        events, budget = Events(self._edge.post), self._fields.budget
         job = ScoreJob(
             job_id=self._call.next_job_id(),
             tokens=tokens.ids,
@@ -275,15 +275,16 @@ class Stream:
             priority=self._fields.priority,
             owner=self._call.sharer,
             request_id=self._call.request_id,
+            timeline=self._call.timeline(),
             sink=events.sink,
         )
-        with submitted(self._engine, job, events):
+        with self._call.charged(len(tokens)) as charge, submitted(self._engine, job, events):
             scored = await events.last(Scored)
+            charge.used = len(scored.tokens)  # the others are charged when their turn comes
         batch.tokens, self._left = (
             tokens.first(len(scored.tokens)),
             tokens.after(len(scored.tokens)),
         )
-        self._call.add_tokens(-len(self._left))  # they are counted when their turn comes
         batch.stopped = scored.stopped
         self._kept = await self._edge.persistence.keep(self._engine, self._lease, scored.session)
         self._add(scored, batch.tokens)
@@ -305,6 +306,8 @@ class Stream:
             tokens=len(tokens),
             scored=len(tokens),
             queue_s=scored.times.queue_s,
+            status=scored.stats.status,
+            trace=self._call.trace,
         )
 
     async def _respond(

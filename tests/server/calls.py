@@ -63,9 +63,11 @@ class Stubs:
         return self.scoring.Score(request, timeout=timeout, metadata=self.metadata)
 
     def begin_score(self, text: Any, **fields: Any) -> Any:
-        """The same, without waiting: a future."""
+        """The same, without waiting: a future. It has no deadline, or an endless call before it
+        would have it refused.
+        """
         request = scoring_pb2.ScoreRequest(input=to_input(text), **fields)
-        return self.scoring.Score.future(request, timeout=TIMEOUT_S, metadata=self.metadata)
+        return self.scoring.Score.future(request, metadata=self.metadata)
 
     def stream(self, messages: Iterable[Any], **config: Any) -> Any:
         """Score a stream of text, lists of ids, or FLUSH."""

@@ -180,3 +180,25 @@ def test_refusals_are_quick(make_server):
     for call in calls:
         call.cancel()
     wait_until_idle(server)
+
+
+def test_what_is_refused_is_not_read_first(make_server, tiny_models):
+    """Words that nobody knows are found by the tokenizer; what was done before, in the session."""
+    model = (f"pieces={tiny_models / 'words'}",)  # the name that helpers ask for
+    server = make_server(model=model, max_running=1, max_queue=1)
+    stubs = Stubs(server.channel, owner="ann")
+    session = stubs.create()
+    done = stubs.score("the cat", session_id=session, idempotency_key="a")
+    calls = [stubs.begin_score([7] * 3000, solver=ENDLESS)]
+    wait_until_running(server)
+    calls.append(stubs.begin_score([7] * 30, solver=ENDLESS))
+    wait_for(lambda: server.engine().snapshot().waiting_jobs == 1)
+    assert fails(lambda: stubs.score("zebras")).reason == "QUEUE_FULL"
+    request = generation_pb2.GenerateRequest(prompt=to_input("zebras"), stop=SHORT)
+    assert fails(lambda: list(stubs.generate(request))).reason == "QUEUE_FULL"
+    again = stubs.score("the cat", session_id=session, idempotency_key="a")
+    assert (again.position, again.tokens) == (done.position, done.tokens)
+    for call in calls:
+        call.cancel()
+    wait_until_idle(server)
+    assert fails(lambda: stubs.score("zebras")).reason == "UNKNOWN_TEXT"

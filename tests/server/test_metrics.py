@@ -1,17 +1,21 @@
 """Metrics move, are named as documented, and belong to one server."""
 
 import re
+import urllib.request
+from importlib import metadata
 from pathlib import Path
 
 import grpc
 import pytest
 
+from cli.build import this_build
 from deqlm.v1 import common_pb2, generation_pb2
 from server.engine.solve import Solved
 from server.metrics.counts import Metrics
-from tests.server.calls import Stubs, to_input
+from tests.server.calls import ENDLESS, Stubs, to_input
+from tests.server.test_contention import wait_for
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "server.md"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "monitoring.md"
 
 
 def moved(server, action):
@@ -46,6 +50,12 @@ def test_scoring(server):
     assert change[f"deqlm_nfe_per_token_count{model}"] == 5
     assert change[f"deqlm_nfe_per_token_sum{model}"] == change[f"deqlm_iteration_tokens_sum{model}"]
     assert change[f"deqlm_token_residual_count{model}"] == 5
+    # Every solve began at zeros, and no row took part in a call that its sequence's window lacks.
+    assert change[f"deqlm_first_residual_count{model}"] == 5
+    assert change[f"deqlm_first_residual_sum{model}"] == pytest.approx(5, rel=1e-3)
+    assert change[f"deqlm_window_tokens_sum{model}"] == change[f"deqlm_iteration_tokens_sum{model}"]
+    sequences = change[f"deqlm_iteration_sequences_sum{model}"]
+    assert change[f"deqlm_window_tokens_count{model}"] == sequences
 
 
 def test_generation(server):
@@ -91,6 +101,57 @@ def test_tokens_that_do_not_converge(server):
     solver = common_pb2.SolverOptions(tol=1e-30, max_nfe=2)
     change = moved(server, lambda: Stubs(server.channel).score([1, 2], solver=solver))
     assert change['deqlm_unconverged_tokens_total{model="pieces",status="max_nfe"}'] == 2
+    assert change['deqlm_unconverged_requests_total{model="pieces",status="max_nfe"}'] == 1
+
+
+def test_what_is_taken_over_is_told_beside_what_was_looked_up(make_server):
+    server = make_server(prefix_cache=64)
+    stubs = Stubs(server.channel)
+    stubs.score([1, 2, 3, 4])
+    change = moved(server, lambda: stubs.score([1, 2, 3, 4]))
+    # <eos> and all but the last token, which predicts nothing.
+    assert change['deqlm_prefix_cache_queries_total{model="pieces"}'] == 4
+    assert change['deqlm_shared_tokens_total{model="pieces"}'] == 4
+
+
+def test_waiting_requests_by_what_they_wait_for(make_server):
+    server = make_server(max_running=4)
+    ann, bob = Stubs(server.channel, owner="ann"), Stubs(server.channel, owner="bob")
+    name = 'deqlm_num_requests_waiting_by_reason{{model="pieces",reason="{}"}}'
+    calls = []
+
+    def begin(stubs, reason, count):
+        calls.append(stubs.begin_score([7] * 3000, solver=ENDLESS))
+        wait_for(lambda: server.metrics()[name.format(reason)] == count)
+
+    for _ in range(3):  # one place of four is kept
+        begin(ann, "share", 0)
+    wait_for(lambda: server.engine().snapshot().running_jobs == 3)
+    begin(ann, "share", 1)
+    begin(ann, "share", 2)
+    calls.append(bob.begin_score([7] * 3000, solver=ENDLESS))
+    wait_for(lambda: server.metrics()[name.format("places")] == 2)
+    metrics = server.metrics()
+    assert metrics[name.format("share")] == metrics[name.format("turn")] == 0
+    assert metrics['deqlm_num_requests_waiting{model="pieces"}'] == 2
+    assert metrics['deqlm_calls_running{method="Score"}'] == 6
+    assert metrics['deqlm_limit{limit="max_running",model="pieces"}'] == 4
+    for call in calls:
+        call.cancel()
+    wait_for(lambda: server.metrics()['deqlm_calls_running{method="Score"}'] == 0)
+
+
+def test_what_runs(server):
+    metrics = server.metrics()
+    engine, versions = server.engine(), this_build()
+    assert metrics["deqlm_ready"] == 1
+    assert metrics['deqlm_engine_up{model="words"}'] == 1
+    build = f'python="{versions.python}",revision="{versions.revision}"'
+    build += f',torch="{versions.torch}",version="{versions.version}"'
+    assert metrics[f"deqlm_build_info{{{build}}}"] == 1
+    assert versions.torch == metadata.version("torch")
+    model = f'device="cpu",dtype="{str(engine.dtype)[6:]}",fingerprint="{engine.fingerprint}"'
+    assert metrics[f'deqlm_model_info{{{model},model="pieces",solver="broyden"}}'] == 1
 
 
 def test_gauges(server):
@@ -125,9 +186,12 @@ def test_two_servers_count_for_themselves():
     assert other.registry.get_sample_value("deqlm_rejections_total", labels) is None
 
 
-def test_every_metric_is_documented():
-    families = Metrics().registry.collect()
-    names = {f.name + "_total" if f.type == "counter" else f.name for f in families}
-    ours = {name for name in names if name.startswith("deqlm_")}
-    documented = set(re.findall(r"^\| `(deqlm_\w+)` \|", DOCUMENT.read_text("utf-8"), re.MULTILINE))
-    assert ours == documented
+def test_every_metric_is_documented_with_its_kind(server):
+    with urllib.request.urlopen(f"http://{server.metrics_address}/metrics", timeout=60) as page:
+        text = page.read().decode()
+    shown = set(re.findall(r"^# TYPE (deqlm_\w+) (\w+)$", text, re.MULTILINE))
+    shown = {pair for pair in shown if not pair[0].endswith("_created")}
+    document = DOCUMENT.read_text("utf-8")
+    told = re.findall(r"^\| `(deqlm_\w+)` \| (\w+) \|", document, re.MULTILINE)
+    assert len(told) == len(set(told))
+    assert shown == set(told)

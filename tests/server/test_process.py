@@ -1,5 +1,6 @@
 """``deqlm serve`` as a process: exit codes and messages."""
 
+import gc
 import os
 import queue
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from server.__main__ import main
+from server.__main__ import main, settle
 from tests.server.calls import ENDLESS, TIMEOUT_S, Stubs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,8 +75,14 @@ def test_a_signal_ends_it_in_an_orderly_way(tiny_models, number):
         process.process.send_signal(number)
     assert process.wait() == 0
     text = "".join(process.lines)
-    loaded = r"loaded model tiny: 3,991 parameters, float(16|32) on cpu \(threads: 1\), "
+    loaded = (
+        r"loaded model tiny: [0-9a-f]{16}, 3,991 parameters, float(16|32) on cpu \(threads: 1\), "
+    )
     assert re.search(loaded + "solves begin at zeros, in", text)
+    began = (
+        r"deqlm 0\.1\.0 \((unknown|[0-9a-f]{12}(-dirty)?)\), torch 2\.\S+, Python 3\.\S+, models on"
+    )
+    assert re.search(began, text)
     assert "stopped" in text
     assert "Traceback" not in text
 
@@ -191,3 +198,12 @@ def test_a_device_that_is_not_there(capsys, tiny_models):
     assert code == 1
     assert "device must be c" in told
     assert told.endswith("got cuda:99\n")
+
+
+def test_a_served_process_spares_the_collector_what_is_there_for_good():
+    gc.unfreeze()
+    try:
+        settle()
+        assert gc.get_freeze_count() > 10_000
+    finally:
+        gc.unfreeze()

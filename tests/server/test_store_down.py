@@ -237,7 +237,7 @@ def test_a_full_disk(make_server, tiny_models, small_disk):
 
 
 def test_a_stop_saves_what_was_not_saved(tmp_path, tiny_models):
-    from tests.server.kills import Killed
+    from tests.server.killed import Killed
 
     server = Killed(tmp_path, tiny_models / "words")
     try:

@@ -1,0 +1,1 @@
+"""``deqlm loadtest``: what a server bears, measured as its users would see it."""

@@ -1,0 +1,119 @@
+"""A run as it lies on disk."""
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final, Self
+
+from loadtest.records import Record, RecordError, read_lines, read_records
+from loadtest.settings import Settings
+from loadtest.stages import Stage
+
+_STAGE: Final = frozenset(item.name for item in fields(Stage))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageResult:
+    """What came of one stage.
+
+    Attributes:
+        stage: what it was.
+        run_s: its begin, in seconds since the run's.
+        ended_early: why it did not come to its end; None if it did.
+        workers: what each sending process told of itself.
+        counts: the server's counts beside the client's; None where they were not compared.
+        records: its requests.
+    """
+
+    stage: Stage
+    run_s: float
+    ended_early: str | None
+    workers: list[dict[str, Any]]
+    counts: list[dict[str, Any]] | None
+    records: list[Record]
+
+    @property
+    def counted(self) -> list[Record]:
+        """Requests that were due after the warm-up."""
+        return [one for one in self.records if one.plan.at_s >= self.stage.warmup_s]
+
+    @property
+    def counted_s(self) -> float:
+        """Seconds in which they were due: fewer than planned where the stage ended early."""
+        if self.ended_early is None:
+            return self.stage.seconds
+        last = max((one.plan.at_s for one in self.counted), default=0.0)
+        return max(last - self.stage.warmup_s, 1e-3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What came of a run.
+
+    Attributes:
+        folder: where it lies.
+        about: what it was made with and on.
+        settings: what it was given.
+        stages: in order.
+        samples: the server's gauges, second by second.
+    """
+
+    folder: Path
+    about: dict[str, Any]
+    settings: Settings
+    stages: list[StageResult]
+    samples: list[dict[str, float]]
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read it. Raises RecordError."""
+        about = _about(folder / "run.json")
+        try:
+            settings = Settings.from_json(about["settings"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise RecordError(f"{folder / 'run.json'}: settings are damaged: {error}") from None
+        records = read_records(folder)
+        samples = folder / "server.jsonl"
+        return cls(
+            folder=folder,
+            about=about,
+            settings=settings,
+            stages=_stages(folder / "stages.jsonl", records),
+            samples=list(read_lines(samples)) if samples.exists() else [],
+        )
+
+    @property
+    def swept(self) -> list[StageResult]:
+        """The stages without the search for the capacity."""
+        return [one for one in self.stages if not one.stage.searches]
+
+    @property
+    def ended_early(self) -> str | None:
+        """Why the run did not come to its end; None if it did."""
+        return next((one.ended_early for one in self.stages if one.ended_early), None)
+
+
+def _about(path: Path) -> dict[str, Any]:
+    try:
+        about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return about
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise RecordError(f"{path} is no JSON") from None
+
+
+def _stages(path: Path, records: list[Record]) -> list[StageResult]:
+    by_stage: dict[int, list[Record]] = {}
+    for record in records:
+        by_stage.setdefault(record.stage, []).append(record)
+    found = []
+    for line in read_lines(path):
+        try:
+            stage = Stage(**{name: line.pop(name) for name in _STAGE})
+            found.append(StageResult(stage=stage, records=by_stage.get(stage.number, []), **line))
+        except (TypeError, KeyError, AttributeError) as error:
+            raise RecordError(f"{path}: a stage is damaged: {error}") from None
+    if not found:
+        raise RecordError(f"{path} has no stage")
+    return found

@@ -1,0 +1,215 @@
+"""What cannot be carried out is told in a line, and soon."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.loadtest.made import lines
+from tests.server.test_process import Process
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (["--load.rates", "0"], "load.rates must be finite numbers above 0, got 0"),
+        (["--load.rates", "-3"], "load.rates must be finite numbers above 0, got -3"),
+        (["--load.rates", "nan"], "load.rates must be finite numbers above 0, got nan"),
+        (["--load.rates", "inf"], "load.rates must be finite numbers above 0, got inf"),
+        (["--load.rates", "1e9"], "1e9|1e\\+09 a second for 23 s are 2.3e\\+10 requests"),
+        (["--load.rates", "x"], "--load.rates must be values with commas"),
+        (["--load.pattern", "trickle"], "--load.pattern must be poisson, constant"),
+        (["--load.pattern", "closed", "--load.clients", "none"], "load.clients must not be empty"),
+        (["--load.pattern", "closed", "--load.clients", "0"], r"clients must be in \[1, 10000\]"),
+        (["--load.times", "none"], "load.times must not be empty"),
+        (["--load.pattern", "trace"], "load.trace must name a file with pattern trace"),
+        (["--load.seconds", "0"], r"load.seconds must be in \[0.1, 86400\], got 0"),
+        (["--mix.score", "-1"], r"mix.score must be in \[0, 1e\+09\], got -1"),
+        ([f"--mix.{k}=0" for k in "score stream generate session fork cancel".split()],
+         "mix: one of score, .* must be above 0, got an empty mix"),
+        (["--size.score", "huge"], "size.score must be one of fixed:N"),
+        (["--processes", "0"], r"processes must be in \[1, 64\], got 0"),
+        (["--metrics", "ftp://x"], "metrics must be auto, none or an address"),
+        (["--objective.share", "2"], r"objective.share must be in \[0, 1\], got 2"),
+        (["--text", "/nowhere/text"], "text cannot be read from /nowhere/text"),
+        (["--token-file", "/nowhere/token"], "cannot read /nowhere/token"),
+        (["--tls-ca", "/nowhere/ca"], "tls.ca cannot be read from /nowhere/ca"),
+        (["--load.pattern", "trace", "--load.trace", "/nowhere/t"], "/nowhere/t cannot be read"),
+    ],
+)  # fmt: skip
+def test_impossible_options(loadtest, tmp_path, flags, problem):
+    code, _, told = loadtest("run", *flags, "--out", tmp_path / "run", "--address", "127.0.0.1:1")
+    assert re.search(problem, told), told
+    assert code == 2
+    assert not list(tmp_path.glob("run/*"))
+
+
+def test_nobody_listens(loadtest, tmp_path):
+    began = time.monotonic()
+    code, _, told = loadtest("run", "--address", "127.0.0.1:1", "--out", tmp_path / "run")
+    assert code == 1
+    assert "no server answers at 127.0.0.1:1" in told
+    assert time.monotonic() - began < 30
+
+
+def test_metrics_that_cannot_be_read(loadtest, live_server, tmp_path):
+    flags = ("--address", live_server.address, "--out", tmp_path / "run")
+    code, _, told = loadtest("run", *flags, "--metrics", "http://127.0.0.1:1/metrics")
+    assert code == 1
+    assert "metrics cannot be read at http://127.0.0.1:1/metrics" in told
+    assert "--metrics none" in told
+
+
+def test_a_folder_that_holds_something(loadtest, tmp_path):
+    (tmp_path / "precious").write_text("x")
+    code, _, told = loadtest("run", "--out", tmp_path, "--address", "127.0.0.1:1")
+    assert code == 2
+    assert "out must be a new or empty folder" in told
+
+
+def test_a_model_that_is_not_there(loadtest, live_server, tmp_path):
+    flags = ("--address", live_server.address, "--out", tmp_path / "run", "--model", "nobody")
+    code, _, told = loadtest("run", *flags)
+    assert code == 1
+    assert "NOT_FOUND" in told and "nobody" in told
+
+
+def test_commands_that_there_are_not(loadtest):
+    assert loadtest("sing")[0] == 2
+    assert loadtest()[0] == 2
+    assert loadtest("--help")[0] == 0
+    assert loadtest("report")[0] == 2
+    assert loadtest("report", "/nowhere")[0] == 1
+
+
+@pytest.fixture
+def process(tiny_models):
+    it = Process(f"--model=tiny={tiny_models / 'pieces'}", "--port=0", "--metrics-port=0")
+    yield it
+    it.process.kill()
+    it.wait()
+
+
+SMALL = ["--size.score", "uniform:3:8", "--load.warmup-s", "0", "--timeout-s", "5"]
+
+
+def test_a_server_that_dies_midway(loadtest, process, tmp_path):
+    ready = process.wait_ready()
+    out = tmp_path / "run"
+
+    def kill_amid():
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            if any('"status":"OK"' in path.read_text() for path in out.glob("requests-*.jsonl")):
+                break
+            time.sleep(0.05)
+        process.process.kill()
+
+    killer = threading.Thread(target=kill_amid)
+    killer.start()
+    began = time.monotonic()
+    code, told, progress = loadtest(
+        "run", "--address", ready[2], "--metrics", ready[3], "--out", out, *SMALL,
+        "--load.rates", "30,30", "--load.seconds", "600",
+    )  # fmt: skip
+    killer.join()
+    assert code == 1
+    assert "the server is gone" in progress or "metrics cannot be read" in progress
+    assert time.monotonic() - began < 100
+    (stage,) = lines(out, "stages.jsonl")
+    assert stage["ended_early"]
+    records = lines(out, "requests-*.jsonl")
+    assert {"OK", "UNAVAILABLE"} <= {record["status"] for record in records}
+    assert "OK" in told
+    assert loadtest("report", out)[0] == 1
+
+
+def test_a_sending_process_that_dies(loadtest, live_server, tmp_path):
+    out = tmp_path / "run"
+
+    def kill_one():
+        until = time.monotonic() + 60
+        while not lines(out, "requests-1.jsonl") and time.monotonic() < until:
+            time.sleep(0.05)
+        (one, *_) = [
+            child
+            for child in psutil.Process().children(recursive=True)
+            if "loadtest.worker" in child.cmdline()
+        ]
+        one.kill()
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    code, told, progress = loadtest(
+        "run", "--address", live_server.address, "--metrics", "none", "--out", out, *SMALL,
+        "--load.rates", "10", "--load.seconds", "600",
+    )  # fmt: skip
+    killer.join()
+    assert code == 1
+    assert "a sending process ended with code -9" in progress
+    assert "OK" in told
+
+
+@pytest.mark.slow
+def test_a_server_that_hangs(loadtest, process, tmp_path):
+    """It takes connections and answers nothing: the run ends when it has not told its health."""
+    ready = process.wait_ready()
+    out = tmp_path / "run"
+
+    def stop_amid():
+        until = time.monotonic() + 60
+        while not lines(out, "requests-*.jsonl") and time.monotonic() < until:
+            time.sleep(0.05)
+        process.process.send_signal(signal.SIGSTOP)
+
+    stopper = threading.Thread(target=stop_amid)
+    stopper.start()
+    code, _, progress = loadtest(
+        "run", "--address", ready[2], "--metrics", "none", "--out", out, *SMALL,
+        "--load.rates", "10", "--load.seconds", "600",
+    )  # fmt: skip
+    stopper.join()
+    assert code == 1
+    assert "the server has not told its health in 20 s" in progress
+
+
+def test_an_interrupt_keeps_what_there_is(live_server, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "cli", "loadtest", "run", "--address", live_server.address]
+    command += ["--metrics", "none", "--out", str(out), "--load.rates", "20", *SMALL]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "proto")])}
+    run = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    while not any(path.stat().st_size for path in out.glob("requests-*.jsonl")):
+        assert run.poll() is None, run.communicate()
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    run.communicate(timeout=100)
+    assert run.returncode == 130
+    (stage,) = lines(out, "stages.jsonl")
+    assert stage["ended_early"] == "it was interrupted"
+    # The sending processes have ended, too: their records have whole lines.
+    for path in out.glob("requests-*.jsonl"):
+        assert path.read_text().endswith("\n")
+
+
+def test_a_rate_that_the_client_cannot_send_is_told(loadtest, live_server, tmp_path):
+    """It ends in bounded time, and what was not sent in time is counted."""
+    out = tmp_path / "run"
+    code, told, progress = loadtest(
+        "run", "--address", live_server.address, "--metrics", "none", "--out", out, *SMALL,
+        "--load.rates", "4000", "--load.seconds", "1", "--timeout-s", "2",
+        "--most-in-flight", "20", "--mix.session=0", "--mix.fork=0",
+    )  # fmt: skip
+    assert code == 0, told + progress
+    assert "DROPPED (TOO_MANY_IN_FLIGHT)" in told
