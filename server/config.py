@@ -27,7 +27,12 @@ _MAX_PORT = 65535
 _STORE = re.compile(r"memory|sqlite:.+|rediss?://.+")
 _STORES = "memory, sqlite:PATH or redis://HOST:PORT/DB"
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
-_BUNDLED = Path(__file__).resolve().parent.parent / "models"
+_HERE = Path(__file__).resolve().parent
+_BUNDLED = next(
+    (path for path in (_HERE / "bundled", _HERE.parent / "models") if path.is_dir()),
+    _HERE / "bundled",
+)
+"""That of the installed package, or that of the source tree."""
 
 # Fields that only need to be at least something; what needs more has a check of its own.
 _AT_LEAST: dict[str, int] = {
