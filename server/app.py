@@ -50,6 +50,7 @@ from server.servicers.tokenizing import TokenizerServicer
 from server.store.base import Head, SessionStore, StoreError, StoreOpenError
 from server.store.keeper import Keeper
 from server.store.opening import open_store
+from server.tracing.current import Tracer
 
 SERVICES = tuple(
     service.full_name
@@ -149,12 +150,14 @@ class Server:
             StartError: a port is in use.
         """
         await self._open_store()
+        self._tracer = _make_tracer(self.config)
         self._attempts = Attempts()
         self._guard = Guard(
             self.metrics,
             self._guarding.gate,
             send_timeout_s=self.config.send_timeout_s,
             logs_messages=self.config.log_messages,
+            tracer=self._tracer,
         )
         self._health = health.Health((*SERVICES, health.STORE))
         self._server = self._make_server()
@@ -231,6 +234,8 @@ class Server:
         await self._server.stop(_LAST_WORDS_S)
         if self._endpoint is not None:
             await asyncio.to_thread(self._endpoint.close)
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
 
     async def _open_store(self) -> None:
         """Open the session store and read what sessions it has; not what they hold."""
@@ -373,3 +378,21 @@ def _read_key(path: str) -> bytes | None:
             f"session_key_file {path} must hold at least {_LEAST_KEY_BYTES} bytes, got {len(key)}"
         )
     return key
+
+
+def _make_tracer(config: ServerConfig) -> Tracer | None:
+    """What makes spans, if somebody is to get them.
+
+    Raises:
+        StartError: OpenTelemetry is not installed.
+    """
+    if not config.trace_endpoint:
+        return None
+    try:
+        from server.tracing.tracer import OtelTracer
+    except ImportError as error:
+        raise StartError(
+            f"trace_endpoint needs OpenTelemetry, which is not there ({error}); install it with "
+            "pip install 'deqlm[otel]', or leave trace_endpoint empty"
+        ) from error
+    return OtelTracer(config.trace_endpoint, ratio=config.trace_ratio, version=this_build().version)

@@ -12,11 +12,13 @@ import grpc
 
 from server import request_ids
 from server.engine.errors import Cancelled, DeadlineExceeded, NotConverged
+from server.engine.timeline import Timeline
 from server.errors import SlowReader
 from server.registry import Registry
 from server.security.principals import Principal
 from server.security.quotas import Charge, Meter
 from server.tracecontext import TraceContext, read_metadata
+from server.tracing.current import Spans
 
 OWNER_KEY = "deqlm-owner"
 ACCEPTED_KEY = "deqlm-accepted"
@@ -47,6 +49,10 @@ class Call:
         meter: what that may use; None for as much as there is.
         send_timeout_s: what its client gets to read a response.
         trace: the span that it belongs to, where its client named one.
+        code: its status.
+        reason: the contract's word for why it failed.
+        ended: instant at which that was known.
+        spans: that it is recorded by; None where it is not.
         serial: its own number, whatever its client calls it.
     """
 
@@ -63,6 +69,10 @@ class Call:
     meter: Meter | None = None
     send_timeout_s: float = 30.0
     trace: TraceContext | None = None
+    code: grpc.StatusCode = grpc.StatusCode.OK
+    reason: str = ""
+    ended: float = 0.0
+    spans: Spans | None = None
     serial: int = field(default_factory=lambda: next(_serials))
     _jobs: int = field(default=0)
 
@@ -98,6 +108,10 @@ class Call:
         """An id for one more job of this call."""
         self._jobs += 1
         return f"{self.request_id}-{self.serial}-{self._jobs}"
+
+    def timeline(self) -> Timeline | None:
+        """For its next job, once the one before is over; None where it is not recorded."""
+        return None if self.spans is None else self.spans.timeline()
 
     @property
     def trace_id(self) -> str:

@@ -251,6 +251,7 @@ def _job(
         priority=fields.priority,
         owner=call.sharer,
         request_id=call.request_id,
+        timeline=call.timeline(),
         sink=events.sink,
     )
 

@@ -160,6 +160,7 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
             priority=fields.priority,
             owner=call.sharer,
             request_id=call.request_id,
+            timeline=call.timeline(),
             sink=events.sink,
         )
         with call.charged(len(inputs)) as charge, submitted(engine, job, events):

@@ -275,6 +275,7 @@ class Stream:
             priority=self._fields.priority,
             owner=self._call.sharer,
             request_id=self._call.request_id,
+            timeline=self._call.timeline(),
             sink=events.sink,
         )
         with self._call.charged(len(tokens)) as charge, submitted(self._engine, job, events):
