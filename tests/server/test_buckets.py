@@ -40,7 +40,7 @@ def test_the_named_ones_change_and_the_others_stay() -> None:
 @pytest.mark.parametrize(
     ("entries", "problem"),
     [
-        (("nfe=1",), r"metrics_buckets must name a histogram, one of .*, store_seconds, got 'nfe=1'"),
+        (("nfe=1",), r"metrics_buckets must name a histogram, one of .*, got 'nfe=1'"),
         (("nfe_per_token",), "must give nfe_per_token 1 to 64 finite bounds that rise, got "),
         (("nfe_per_token=",), "finite bounds that rise, got 'nfe_per_token='"),
         (("nfe_per_token=2:1",), "finite bounds that rise"),
