@@ -50,6 +50,10 @@ COMMANDS: dict[str, Command] = {
         target="loadtest.command:main",
         summary="send a server more and more requests, and tell what it bears",
     ),
+    "profile": Command(
+        target="client.commands.profile:main",
+        summary="have a server write a profile of its next steps",
+    ),
     "token": Command(
         target="server.security.token_command:main",
         summary="make tokens with which clients show a server who they are",

@@ -149,6 +149,24 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """A profile that a server has written to a folder of its own machine."""
+
+    model: str
+    """Model whose engine it is of."""
+    folder: str
+    """Where it is, on the server's machine."""
+    files: tuple[str, ...]
+    """Names of the files in it."""
+    steps: int
+    """Steps of the engine that it has; fewer than asked for where there was too little to do."""
+    seconds: float
+    """Seconds that it covers."""
+    stack_samples: int
+    """How often stacks were looked at."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
     """A loaded model; deqlm/v1/model.proto describes the fields."""
 
