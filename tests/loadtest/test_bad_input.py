@@ -1,5 +1,6 @@
 """What cannot be carried out is told in a line, and soon."""
 
+import json
 import os
 import re
 import signal
@@ -12,10 +13,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.loadtest.made import lines
+from loadtest.counts import parse
+from loadtest.records import RecordError, read_records
+from loadtest.traces import read_trace
+from tests.loadtest.made import lines, record
 from tests.server.test_process import Process
 
 ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "proto")])}
 
 
 @pytest.mark.parametrize(
@@ -159,6 +164,28 @@ def test_a_sending_process_that_dies(loadtest, live_server, tmp_path):
     assert "OK" in told
 
 
+def test_a_disk_that_is_full(live_server, tmp_path):
+    """Files may not grow beyond a few requests: the run ends and says so."""
+    command = [sys.executable, "-m", "cli", "loadtest", "run", "--address", live_server.address]
+    command += [
+        "--metrics",
+        "none",
+        "--out",
+        tmp_path / "run",
+        *SMALL,
+        "--load.rates",
+        "30",
+        "--load.seconds",
+        "600",
+    ]
+    limited = ["bash", "-c", "trap '' XFSZ; ulimit -f 4; exec \"$@\"", "limited", *command]
+    done = subprocess.run(
+        limited, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 1, done
+    assert "a sending process failed: OSError: [Errno 27] File too large" in done.stderr
+
+
 @pytest.mark.slow
 def test_a_server_that_hangs(loadtest, process, tmp_path):
     """It takes connections and answers nothing: the run ends when it has not told its health."""
@@ -186,9 +213,8 @@ def test_an_interrupt_keeps_what_there_is(live_server, tmp_path):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "cli", "loadtest", "run", "--address", live_server.address]
     command += ["--metrics", "none", "--out", str(out), "--load.rates", "20", *SMALL]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "proto")])}
     run = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE
     )
     while not any(path.stat().st_size for path in out.glob("requests-*.jsonl")):
         assert run.poll() is None, run.communicate()
@@ -213,3 +239,28 @@ def test_a_rate_that_the_client_cannot_send_is_told(loadtest, live_server, tmp_p
     )  # fmt: skip
     assert code == 0, told + progress
     assert "DROPPED (TOO_MANY_IN_FLIGHT)" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("stage", "x"), ("done_s", None), ("sent_s", "x"), ("status", 5), ("times_s", ["x"])],
+)
+def test_a_record_with_something_else_in_it(tmp_path, name, value):
+    good = json.loads(record().to_line())
+    path = tmp_path / "requests-0.jsonl"
+    path.write_text(f"{json.dumps(good)}\n{json.dumps(good | {name: value})}\n")
+    with pytest.raises(RecordError, match=f"requests-0.jsonl, line 2: is no record: {name} must"):
+        read_records(tmp_path)
+
+
+def test_nesting_without_end(tmp_path):
+    path = tmp_path / "trace.jsonl"
+    path.write_text("[" * 100_000 + "\n")
+    with pytest.raises(RecordError, match="line 1: is no JSON"):
+        read_trace(path)
+
+
+@pytest.mark.parametrize("text", ["# HELP \0", "a{", "x 1"])
+def test_a_page_that_is_none(text):
+    with pytest.raises(ValueError, match=r"it cannot be read \(\w+\)|does not have deqlm_num_req"):
+        parse(text)
