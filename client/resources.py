@@ -55,6 +55,8 @@ class SessionInfo:
     """Time to live after the last use."""
     solver: SolverOptions
     """Solver options of calls that name none."""
+    repairs: int = 0
+    """How often its memory held no numbers and was solved again from its tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

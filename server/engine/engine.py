@@ -351,6 +351,8 @@ class Engine:
             resident_sessions=self.sessions.resident,
             sessions_from_states=self.memory.from_states,
             sessions_from_tokens=self.memory.from_tokens,
+            sessions_repaired=self.memory.repaired,
+            repeated_parts=self._runner.repeated,
             sessions_left_idle=self.memory.left_idle,
             sessions_left_full=self.memory.left_full,
             waiting_for_places=waits["places"],

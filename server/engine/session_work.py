@@ -156,13 +156,14 @@ class SessionWork(SessionBase):
             session = self._holder(lease)
             return session is not None and session.is_private
 
-    def unseat(self, lease: Lease) -> None:
-        """Takes the session of a lease off the device, and forgets its states."""
+    def give_up_memory(self, lease: Lease) -> None:
+        """Forgets all of a lease's session but its tokens, and marks it: it held no numbers."""
         with self._lock:
             session = self._holder(lease)
             if session is not None:
                 self._vacate(session)
                 session.states = None
+                session.repairs += 1
 
     def view(self, lease: Lease) -> SessionView | None:
         """The session of a lease, or None when the lease is over."""

@@ -143,6 +143,7 @@ def _fields(snapshot: Snapshot) -> dict[str, Any]:
         "totals": [snapshot.totals.scored_tokens, snapshot.totals.logprob_sum],
         "position": snapshot.position,
         "last_token": snapshot.last_token,
+        "repairs": snapshot.repairs,
     }
 
 
@@ -235,6 +236,7 @@ def _opened(
             tokens=tokens,
             states=states,
             answers=tuple(answers),
+            repairs=_count(header, "repairs") if "repairs" in header else 0,
         ),
         _count(header, "position"),
         last,
