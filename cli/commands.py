@@ -42,6 +42,10 @@ COMMANDS: dict[str, Command] = {
         target="client.commands.health:main",
         summary="tell by the exit code whether a server answers calls",
     ),
+    "top": Command(
+        target="client.commands.top:main",
+        summary="watch what a server does: requests, tokens, calls of f, memory",
+    ),
     "check": Command(
         target="client.commands.check:main",
         summary="look whether everything in a server adds up",
