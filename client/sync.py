@@ -348,6 +348,30 @@ class Client:
         request = admin_pb2.CheckInvariantsRequest()
         return _decode.check(self._call(self._admin.CheckInvariants, request, ON_UNAVAILABLE))
 
+    def profile(
+        self,
+        *,
+        steps: int | None = None,
+        max_time_s: float | None = None,
+        model: str = "",
+        timeout_s: float | None = None,
+    ) -> resources.Profile:
+        """Have the server write a profile of the next steps of an engine; needs the right `admin`.
+
+        Args:
+            steps: Most of them.
+            max_time_s: Seconds after which it ends with what there is.
+            model: Whose engine; empty: the first model's.
+            timeout_s: Deadline of the call.
+
+        Raises:
+            FailedPrecondition: The server has no folder for profiles, or it cannot be written to.
+            Aborted: One is being taken.
+        """
+        request = admin_pb2.ProfileRequest(model=model, steps=steps, max_time_s=max_time_s)
+        answer = self._call(self._admin.Profile, request, NEVER, timeout_s)
+        return _decode.profile(answer)
+
     def health(self, service: str = "") -> resources.HealthStatus:
         """Ask for the health of the server, or of one service by its full name."""
         request = health_pb2.HealthCheckRequest(service=service)
