@@ -369,10 +369,3 @@ class TestStacks:
             deep(300, wait)
         depths = [line.count(";") for line in stacks.text().splitlines()]
         assert max(depths) == 100
-
-
-def test_a_server_that_takes_none_does_not_load_the_profiler(tiny_models):
-    """The first start of torch's profiler takes seconds."""
-    code = "import sys; import server.engine.engine; print('torch._inductor' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
-    assert done.stdout == "False\n", done.stderr

@@ -160,6 +160,21 @@ def test_the_store(make_server, collector, tmp_path):
     assert collector.trace_of("dropped").one("store").attributes["deqlm.operation"] == "drop"
 
 
+def test_a_session_that_comes_back_from_the_store(make_server, collector, tmp_path):
+    store = f"sqlite:{tmp_path / 'sessions'}"
+    first = make_server(session_store=store)
+    session = Stubs(first.channel, owner="ann").create()
+    Stubs(first.channel, owner="ann").score("It was", session_id=session)
+    first.run(first.server.stop())
+    second = make_server(session_store=store, trace_endpoint=collector.endpoint)
+    stubs = Stubs(second.channel, owner="ann")
+    stubs.metadata += (("x-request-id", "back"),)
+    stubs.score("a dark night", session_id=session)
+    trace = collector.trace_of("back")
+    told = [(span.name, span.attributes.get("deqlm.operation")) for span in trace.under(trace.root)]
+    assert told == [("store", "load"), ("queue", None), ("prefill", None), ("store", "save")]
+
+
 def parent(flags):
     return ("traceparent", f"00-{TRACE}-{SPAN}-{flags}")
 
@@ -364,10 +379,12 @@ def test_without_the_package_it_says_what_to_install(tiny_models):
     assert "Traceback" not in done.stderr
 
 
-def test_a_server_that_does_not_trace_does_not_load_it(tiny_models):
+def test_a_server_that_tells_nothing_loads_nothing_for_it():
+    """Neither this nor torch's profiler, whose first start takes seconds."""
     code = (
         "import sys; import server.app, server.__main__; "
-        "print([name for name in sys.modules if name.startswith('opentelemetry')])"
+        "rare = ('opentelemetry', 'torch._inductor'); "
+        "print([name for name in sys.modules if name.startswith(rare)])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100
