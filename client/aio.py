@@ -22,6 +22,7 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from client import _decode, _encode, resources, results
+from client._aio_resume import Open, resuming
 from client._aio_session import AsyncSession, SessionOpening
 from client._aio_streams import AsyncGeneration, Requests, becomes_serving, streamed_scores
 from client._channel import (
@@ -201,6 +202,15 @@ class AsyncClient:
         call = self._stream(self._scoring.ScoreStream, requests.messages(), timeout_s)
         requests.call, requests.on_failure = call, call.cancel
         return streamed_scores(call, requests)
+
+    def resumed(
+        self,
+        session_id: str,
+        pieces: Iterable[StreamPiece] | AsyncIterable[StreamPiece],
+        begin: Open,
+    ) -> AsyncGenerator[results.StreamedScore, None]:
+        """Have `begin` begin a stream on a session, and again where the last one was lost."""
+        return resuming(self, session_id, pieces, begin, retry=self._retry)
 
     def generate(
         self,

@@ -23,6 +23,7 @@ from client._channel import (
     identity,
 )
 from client._retry import NEVER, ON_ABORTED, ON_UNAVAILABLE, Attempts, RetryPolicy
+from client._sync_resume import Open, resuming
 from client._sync_session import Session
 from client._sync_streams import Generation, Requests, becomes_serving, streamed_scores
 from client.context import call_metadata
@@ -198,6 +199,12 @@ class Client:
         call = self._stream(self._scoring.ScoreStream, requests, timeout_s)
         requests.on_failure = call.cancel
         return streamed_scores(call, requests)
+
+    def resumed(
+        self, session_id: str, pieces: Iterable[StreamPiece], begin: Open
+    ) -> Generator[results.StreamedScore, None, None]:
+        """Have `begin` begin a stream on a session, and again where the last one was lost."""
+        return resuming(self, session_id, pieces, begin, retry=self._retry, sleep=self._sleep)
 
     def generate(
         self,

@@ -353,6 +353,8 @@ class Server:
             if count := self._persistence.adopt(engine, self._heads):
                 _log.info("model %s has %d sessions in the store", engine.name, count)
             self.metrics.add_engine(engine)
+        if count := self._persistence.leave(self._heads):
+            _log.warning("the store has %d sessions that no model here has room for", count)
         self._heads.clear()
         self._registry.open(self._engines)
         await self._health.set_ready()
@@ -364,6 +366,7 @@ class Server:
         was_up = True
         while True:
             await asyncio.sleep(_LOOK_AT_STORE_S)
+            self._persistence.expire_left()
             if self._persistence.keeper.is_up != was_up:
                 was_up = not was_up
                 await self._health.set_store(is_up=was_up)

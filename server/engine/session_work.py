@@ -183,6 +183,12 @@ class SessionWork(SessionBase):
                 return None
             return self._snapshot(session, session.states if states is None else states)
 
+    def is_current(self, snapshot: Snapshot) -> bool:
+        """Whether the session of a snapshot is there, and not another one that has its id."""
+        with self._lock:
+            session = self._sessions.get(snapshot.session_id)
+            return session is not None and session.create_time == snapshot.create_time
+
     def mark_saved(self, session_id: str, revision: int) -> None:
         """The store has a revision of a session."""
         with self._lock:

@@ -91,6 +91,14 @@ class TestFigures:
 
 
 class TestView:
+    def test_a_server_that_loads_its_models(self):
+        loading = page(0.0)
+        loading.samples["deqlm_ready"] = {(): 0.0}
+        del loading.samples["deqlm_engine_up"]
+        text = shown(figures(loading, loading, wall=1060.0))
+        assert "takes no calls" in text
+        assert "no model is loaded yet" in text
+
     def test_it_fits_80_columns_and_has_no_colours_where_there_is_no_terminal(self):
         told = figures(page(0.0), page(1.0, tokens=5), wall=1060.0)
         text = shown(told, trouble="gone " * 30)
