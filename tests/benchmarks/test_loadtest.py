@@ -3,9 +3,12 @@
 import json
 import shutil
 
+import pytest
+
 from benchmarks import loadtest
 
 
+@pytest.mark.slow
 def test_the_sweep(tmp_path):
     figures, picture = tmp_path / "figures.json", tmp_path / "page.png"
     flags = ["--out", str(tmp_path / "run"), "--figures", str(figures)]

@@ -52,7 +52,7 @@ def test_a_sweep_of_multiples_of_the_capacity(loadtest, target, tmp_path):
     assert "capacity: " in progress
 
 
-@pytest.mark.parametrize("pattern", ["closed", "bursts", "constant"])
+@pytest.mark.parametrize("pattern", ["closed", "bursts"])
 def test_other_patterns(loadtest, target, tmp_path, pattern):
     more = ("--load.clients", "3") if pattern == "closed" else ("--load.rates", "12")
     out = tmp_path / "run"
