@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 
 from cli.commands import COMMANDS
 
@@ -49,7 +48,9 @@ def _dispatch(arguments: list[str]) -> int:
         print(_help())
         return EXIT_OK if arguments else EXIT_USAGE
     if name in ("-V", "--version"):
-        print(f"{PROGRAM} {_version()}")
+        from cli.build import this_build  # which may ask git
+
+        print(f"{PROGRAM} {this_build()}")
         return EXIT_OK
     if name not in COMMANDS:
         print(_unknown(name), file=sys.stderr)
@@ -86,13 +87,6 @@ def _unknown(name: str) -> str:
     close = difflib.get_close_matches(name, COMMANDS, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"`{PROGRAM} --help` lists the commands"
     return f"{PROGRAM}: unknown {kind} {name!r}; {hint}"
-
-
-def _version() -> str:
-    try:
-        return version(PROGRAM)
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "(not installed)"
 
 
 def _show_what_the_locale_cannot() -> None:

@@ -167,3 +167,5 @@ class ModelInfo:
     limits: Limits
     fingerprint: str
     server_version: str
+    server_revision: str
+    torch_version: str

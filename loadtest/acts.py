@@ -11,7 +11,7 @@ from client.aio import AsyncClient
 from client.errors import Aborted, DeqlmError
 from client.options import FLUSH, SamplingOptions, StopOptions, StreamPiece
 from client.results import GeneratedToken, GenerationFinished, SolverReport, Totals
-from loadtest.records import CLIENT_ERROR, CUT_OFF, Record
+from loadtest.records import CLIENT_ERROR, CUT_OFF, FOUND_HERE, UNTOLD, Record
 from loadtest.texts import Texts
 
 MOST_IDLE: Final = 8
@@ -20,6 +20,7 @@ _TTL_S: Final = 600.0
 """After which the server drops a session that was left behind."""
 _DELETE_S: Final = 5.0
 _BUSY_S: Final = 0.05
+_MESSAGE: Final = 80
 
 
 @dataclass(slots=True)
@@ -53,6 +54,8 @@ class Entry:
             status = "OK"
         except DeqlmError as error:
             status = error.code.name
+            if not error.reason and status not in FOUND_HERE:
+                status += f" {UNTOLD}"
             raise
         except asyncio.CancelledError:
             status = "CANCELLED"
@@ -106,6 +109,8 @@ class Acts:
             await self._acts[record.plan.kind](entry)
         except DeqlmError as error:
             record.status, record.reason = error.code.name, error.reason
+            if not error.reason and record.status not in FOUND_HERE:
+                record.reason = error.message[:_MESSAGE]
         except asyncio.CancelledError:
             record.status = CUT_OFF
             raise
@@ -114,9 +119,8 @@ class Acts:
 
     async def forget(self) -> None:
         """Delete all sessions."""
-        for one in self._idle:
-            await _delete(one.client, one.session_id)
-        self._idle.clear()
+        idle, self._idle = self._idle, []
+        await asyncio.gather(*(_delete(one.client, one.session_id) for one in idle))
 
     def _client(self, entry: Entry) -> AsyncClient:
         return self._clients[entry.record.plan.begin % len(self._clients)]

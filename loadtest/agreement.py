@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from loadtest.counts import Key
-from loadtest.records import Record
+from loadtest.records import FOUND_HERE, UNTOLD, Record
 
 MEASURED: Final = ("Score", "ScoreStream", "Generate")
 """Methods whose calls the server counts whether or not they fail."""
-_UNSURE: Final = frozenset({"CANCELLED", "DEADLINE_EXCEEDED", "UNAVAILABLE", "CLIENT_ERROR"})
-"""Statuses that a client can find by itself."""
 _COMPARED: Final = (*MEASURED, "CreateSession", "ForkSession")
 """Methods whose failures are compared; sessions are deleted as often as that takes."""
 _OK_REASONS: Final = frozenset({"scored", "stop", "length", "budget"})
@@ -67,8 +65,8 @@ def compare(records: Iterable[Record], grown: Mapping[Key, float]) -> list[Count
     records = list(records)
     ended = Counter(call for record in records for call in record.calls)
     counts = [count for method in MEASURED for count in _calls(method, ended, grown)]
-    codes = {status for _, status in ended} - _UNSURE - {"OK"}
-    codes |= {_label(key, "code") for key in grown if key[0] == "deqlm_errors_total"} - _UNSURE
+    codes = {status for _, status in ended if status != "OK" and not _is_unsure(status)}
+    codes |= {_label(key, "code") for key in grown if key[0] == "deqlm_errors_total"} - FOUND_HERE
     counts += [_failures(code, ended, grown) for code in sorted(codes)]
     return [*counts, _scored(records, grown), _generated(records, grown)]
 
@@ -79,7 +77,7 @@ Ended = Mapping[tuple[str, str], int]
 
 def _calls(method: str, ended: Ended, grown: Mapping[Key, float]) -> Iterator[Count]:
     mine = {status: n for (name, status), n in ended.items() if name == method}
-    unsure = sum(n for status, n in mine.items() if status in _UNSURE)
+    unsure = sum(n for status, n in mine.items() if _is_unsure(status))
     ok, every = mine.get("OK", 0), sum(mine.values())
     theirs = {
         _label(key, "finished_reason"): value
@@ -95,7 +93,7 @@ def _calls(method: str, ended: Ended, grown: Mapping[Key, float]) -> Iterator[Co
 
 def _failures(code: str, ended: Ended, grown: Mapping[Key, float]) -> Count:
     mine = sum(n for (_, status), n in ended.items() if status == code)
-    unsure = sum(n for (_, status), n in ended.items() if status in _UNSURE)
+    unsure = sum(n for (_, status), n in ended.items() if _is_unsure(status))
     theirs = sum(
         value
         for key, value in grown.items()
@@ -119,7 +117,7 @@ def _scored(records: list[Record], grown: Mapping[Key, float]) -> Count:
 def _scores(record: Record) -> bool:
     """Whether one of its calls may have been scored without the client's knowing it."""
     return any(
-        (method == "Score" and status in _UNSURE) or (method == "ScoreStream" and status != "OK")
+        (method == "Score" and _is_unsure(status)) or (method == "ScoreStream" and status != "OK")
         for method, status in record.calls
     )
 
@@ -133,6 +131,11 @@ def _generated(records: list[Record], grown: Mapping[Key, float]) -> Count:
         most += max(record.plan.max_tokens, record.generated) if unsure else record.generated
     theirs = sum(v for key, v in grown.items() if key[0] == "deqlm_generation_tokens_total")
     return Count(name="tokens generated", server=theirs, least=least, most=most)
+
+
+def _is_unsure(status: str) -> bool:
+    """Whether the client found it by itself, so that the server may have counted anything."""
+    return status in FOUND_HERE or status.endswith(UNTOLD)
 
 
 def _label(key: Key, name: str) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -46,7 +47,7 @@ def main(argv: list[str], prog: str) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_HELP.format(prog=prog))
         return EXIT_OK if argv else EXIT_USAGE
-    commands = {"run": _run, "report": _report}
+    commands = {"run": _run, "report": _report, "compare": _compare, "record": _record}
     if name not in commands:
         say(f"{prog}: unknown command {name}; `{prog} --help` lists them")
         return EXIT_USAGE
@@ -144,6 +145,51 @@ def _report(argv: list[str], prog: str) -> int:
     return _tell(folders[0], objectives)
 
 
+def _compare(argv: list[str], prog: str) -> int:
+    from loadtest.compare import Tolerance, changes, differences, table_of
+    from loadtest.figures import figures
+    from loadtest.results import Result
+
+    folders, rest = _operands(argv, 2, "BEFORE AFTER", prog)
+    command = Command(
+        prog=prog,
+        description="Tell what got better or worse from one run to another, stage by stage. Both "
+        "are held to the objectives of the second. Exit code 3: something got worse.",
+        groups={"": Tolerance},
+        operands="BEFORE AFTER",
+    )
+    chosen: Tolerance = read(command, rest, lambda groups: groups[""])
+    before, after = map(Result.read, folders)
+    objectives = after.settings.objective
+    found = changes(
+        figures(before.swept, objectives),
+        figures(after.swept, objectives),
+        percentiles=chosen.percentiles,
+    )
+    if not found:
+        raise UsageError("the two runs have no stage in common")
+    for name in ("server", "client", "settings"):
+        for line in differences(before.about.get(name, {}), after.about.get(name, {}), name):
+            say(f"differs: {line}")
+    print(table_of(found, chosen.tolerance).text())
+    worse = sum(one.verdict(chosen.tolerance) == "worse" for one in found)
+    print(f"\n{worse} of {len(found)} figures are worse by more than {chosen.tolerance:.0%}")
+    return EXIT_MISSED if worse else EXIT_OK
+
+
+def _record(argv: list[str], prog: str) -> int:
+    from loadtest.recorder import Recording, record
+
+    command = Command(
+        prog=prog,
+        description="Stand between clients and a server, and record when requests arrive, of "
+        "which kind and size; not what they say. Ends at an interrupt, or after --seconds.",
+        groups={"": Recording},
+    )
+    options: Recording = read(command, argv, lambda groups: groups[""])
+    return asyncio.run(record(options, say))
+
+
 def _operands(
     argv: Sequence[str], count: int, names: str, prog: str
 ) -> tuple[list[Path], list[str]]:
@@ -162,19 +208,30 @@ def _operands(
 def _tell(folder: Path, objectives: Objectives) -> int:
     """Print and write what a run came to; the exit code."""
     from loadtest.figures import figures
+    from loadtest.page.page import page
     from loadtest.results import Result
     from loadtest.summary import summary
     from loadtest.verdict import problems
 
     result = Result.read(folder)
     found = figures(result.stages, objectives)
-    print(summary(result, found, objectives))
     wrong = problems(result, found, objectives)
+    _write(folder / "report.html", page(result, found, objectives, wrong))
+    _write(folder / "figures.json", json.dumps([one.to_json() for one in found], indent=1) + "\n")
+    print(summary(result, found, objectives))
+    print(f"\npage: {folder / 'report.html'}")
     for problem in wrong:
         say(f"FAILED: {problem}")
     if result.ended_early:
         return EXIT_RPC
     return EXIT_MISSED if wrong else EXIT_OK
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all: the page that was there before stays until then."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,8 @@ from loadtest.records import Record, read_records
 from loadtest.settings import Settings, client_of, tls_of
 from loadtest.stages import Stage
 from loadtest.traces import read_trace
-from loadtest.watch import Watch
+from loadtest.watch import ANSWER_S, Watch
 
-_CONNECT_S: Final = 10.0
 _SETTLE_S: Final = 5.0
 """What calls that were given up may take to end at the server."""
 _SETTLE_EVERY_S: Final = 0.1
@@ -43,7 +42,7 @@ async def conduct(settings: Settings, out: Path, say: Say) -> None:
         UsageError: the token cannot be read.
         InvalidArgument: a certificate cannot, or the token would go unencrypted.
     """
-    client = client_of(settings.run, owner=settings.run.owner, timeout_s=_CONNECT_S)
+    client = client_of(settings.run, owner=settings.run.owner, timeout_s=ANSWER_S)
     async with client:
         model = await _model(client, settings.run)
         url = url_of(settings.run)
@@ -93,13 +92,22 @@ def _write_run(out: Path, settings: Settings, model: ModelInfo) -> None:
             "max_nfe": model.default_solver.max_nfe,
         },
         "client": {
-            "machine": platform.machine(),
+            "machine": _processor(),
             "system": f"{platform.system()} {platform.release()}",
             "cores": cpu_count(),
             "python": platform.python_version(),
         },
     }
     (out / "run.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
 
 
 class Conductor:

@@ -36,12 +36,12 @@ class Timings:
     refused: Histogram
     lag: Histogram
 
-    def named(self) -> dict[str, Histogram]:
+    def named(self, *, by_kind: bool = True) -> dict[str, Histogram]:
         """All of them that hold something, by what they are called in tables."""
         kinds = {f"{kind}, whole": one for kind, one in sorted(self.by_kind.items())}
         every = {
-            **({"all, whole": self.every} if len(kinds) > 1 else {}),
-            **kinds,
+            **({"all, whole": self.every} if len(kinds) != 1 or not by_kind else {}),
+            **(kinds if by_kind else {}),
             "first token": self.first,
             "between tokens": self.gap,
             "per token": self.token,

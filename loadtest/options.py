@@ -23,32 +23,21 @@ Pattern = Literal["poisson", "constant", "bursts", "closed", "trace"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Connection:
-    """How the server is reached.
+class Target:
+    """Which server it is, and how connections to it are encrypted.
 
     Attributes:
         address: server as HOST:PORT
-        model: model; empty for the server's default
-        owner: owner of the sessions; empty for nobody
-        owners: how many owners the requests are of, called OWNER-1 and so on when more than one
-        token_file: file with the token that shows who calls; the environment's DEQLM_TOKEN goes
-            before none
         tls: encrypt; the other TLS options do so too
         tls_ca: authorities that the server's certificate must be of, in PEM
         tls_cert: the client's own certificate, in PEM
         tls_key: its private key
-        send_token_unencrypted: send the token even where anybody on the way can read it
-        metrics: page of the server's metrics, whose counts are compared with the client's; auto is
-            http://HOST:9464/metrics, https with TLS; none compares nothing
+        send_token_unencrypted: send tokens even where anybody on the way can read them
     """
 
     address: str = field(
         default_factory=lambda: os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
     )
-    model: str = ""
-    owner: str = ""
-    owners: int = 1
-    token_file: Path | None = None
     tls: bool = False
     tls_ca: Path | None = field(
         default_factory=lambda: (
@@ -58,14 +47,33 @@ class Connection:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     send_token_unencrypted: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection(Target):
+    """How the server is used.
+
+    Attributes:
+        model: model; empty for the server's default
+        owner: owner of the sessions; empty for nobody
+        owners: how many owners the requests are of, called OWNER-1 and so on when more than one
+        token_file: file with the token that shows who calls; none for that of the environment
+            (DEQLM_TOKEN), if there is one
+        metrics: page of the server's metrics, whose counts are compared with the client's; auto is
+            http://HOST:9464/metrics, https with TLS; none compares nothing
+    """
+
+    model: str = ""
+    owner: str = ""
+    owners: int = 1
+    token_file: Path | None = None
     metrics: str = "auto"
 
     def __post_init__(self) -> None:
         """Check the bounds."""
         check_range(self, "owners", 1, 1000)
-        if self.metrics not in ("auto", "none") and not self.metrics.startswith(
-            ("http://", "https://")
-        ):
+        known = self.metrics in ("auto", "none")
+        if not known and not self.metrics.startswith(("http://", "https://")):
             raise ValueError(
                 f"metrics must be auto, none or an address of http:// or https://, "
                 f"got {self.metrics or 'nothing'}"

@@ -16,6 +16,12 @@ CLIENT_ERROR: Final = "CLIENT_ERROR"
 """Of one that failed by a defect of the client's."""
 
 
+UNTOLD: Final = "(untold)"
+"""Behind the status of a call that gRPC found by itself: the server gives its reasons."""
+FOUND_HERE: Final = frozenset({"CANCELLED", "DEADLINE_EXCEEDED", "UNAVAILABLE", CLIENT_ERROR})
+"""Statuses that are found by the client as a rule."""
+
+
 class RecordError(Exception):
     """What was kept cannot be read; the message says where."""
 
@@ -32,7 +38,8 @@ class Record:
         done_s: when it was over.
         times_s: when its tokens came, or the answers of a stream.
         status: OK, a status of gRPC, CUT_OFF, DROPPED or CLIENT_ERROR.
-        reason: word in capitals by which the server tells why, or why it was dropped.
+        reason: word in capitals by which the server tells why, or why it was dropped; what gRPC
+            says where the server says nothing.
         scored: tokens scored.
         logprob: sum of their log-probabilities.
         generated: tokens generated.

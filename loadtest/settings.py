@@ -12,7 +12,7 @@ from client.aio import AsyncClient
 from client.commands._connection import read_token
 from client.credentials import Tls
 from loadtest.objectives import Objectives
-from loadtest.options import Connection, Load, Mix, Run, Size
+from loadtest.options import Connection, Load, Mix, Run, Size, Target
 
 ONCE = RetryPolicy(max_attempts=1)
 """A call that is repeated would count as one, and hide that the first was refused."""
@@ -67,7 +67,7 @@ def owners(connection: Connection) -> tuple[str, ...]:
     return tuple(f"{name}-{number}" for number in range(1, connection.owners + 1))
 
 
-def tls_of(connection: Connection) -> Tls | None:
+def tls_of(connection: Target) -> Tls | None:
     """Certificates; None for an unencrypted connection."""
     tls = Tls(ca=connection.tls_ca, cert=connection.tls_cert, key=connection.tls_key)
     return tls if connection.tls or tls != Tls() else None

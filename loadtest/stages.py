@@ -150,9 +150,13 @@ def planned(stage: Stage, mix: Mix, size: Size) -> Iterator[Planned]:
         yield shapes.draw(number, at_s)
 
 
-def replayed(stage: Stage, trace: Sequence[Planned]) -> Iterator[Planned]:
-    """The requests of a trace, ``stage.times`` as fast as they were recorded."""
+def replayed(stage: Stage, trace: Sequence[Planned], size: Size) -> Iterator[Planned]:
+    """The requests of a trace, ``stage.times`` as fast as they were recorded.
+
+    Where a session ends cannot be recorded when it begins: it ends as ``size`` says.
+    """
     by = random.Random(f"{stage.seed}/{stage.number}/texts")
+    turns = Sizes.of(size.turns)
     for number, one in enumerate(trace):
         yield Planned(
             **asdict(one)
@@ -160,5 +164,6 @@ def replayed(stage: Stage, trace: Sequence[Planned]) -> Iterator[Planned]:
                 "number": number,
                 "at_s": one.at_s / stage.times,
                 "begin": by.randrange(_BEGINS),
+                "turns": one.turns or turns.draw(by),
             }
         )

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from client.commands._common import table
@@ -10,12 +11,25 @@ from loadtest.objectives import Objectives
 from loadtest.results import Result
 
 
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table; columns in ``left`` are aligned to the left."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    left: tuple[int, ...]
+
+    def text(self) -> str:
+        """For a terminal."""
+        return table(self.header, self.rows, left=self.left)
+
+
 def summary(result: Result, figures: Sequence[Figures], objectives: Objectives) -> str:
     """All of it."""
     parts = [
         "\n".join(about(result, objectives)),
-        _rates(figures),
-        _timings(figures),
+        rates_table(figures).text(),
+        times_table(figures, by_kind=len(figures) == 1).text(),
         "\n".join(_statuses(figures)),
         "\n".join(client_lines(result, figures)),
         counts_line(result),
@@ -64,7 +78,8 @@ def _pairs(options: Any) -> str:
     return " ".join(f"{name}={getattr(options, name)}" for name in type(options).__slots__)
 
 
-def _rates(figures: Sequence[Figures]) -> str:
+def rates_table(figures: Sequence[Figures]) -> Table:
+    """What each stage came to."""
     header = (
         "stage", "due/s", "answered/s", "good/s", "good", "tokens/s", "scored/s", "generated/s",
         "perplexity", "nfe", "failed", "dropped", "late",
@@ -87,7 +102,7 @@ def _rates(figures: Sequence[Figures]) -> str:
         ]
         for one in figures
     ]
-    return table(header, rows, left=(0,))
+    return Table(header, rows, (0,))
 
 
 def number(value: float) -> str:
@@ -111,15 +126,16 @@ def seconds(value: float) -> str:
     return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
 
 
-def _timings(figures: Sequence[Figures]) -> str:
+def times_table(figures: Sequence[Figures], *, by_kind: bool = True) -> Table:
+    """Percentiles of each stage, be it without those of each kind of request."""
     header = ("stage", "time", "n", "mean", "p50", "p90", "p95", "p99", "max")
     rows = []
     for one in figures:
-        for name, histogram in one.timings.named().items():
+        for name, histogram in one.timings.named(by_kind=by_kind).items():
             q = histogram.quantiles()
             cells = map(seconds, (q.mean, q.p50, q.p90, q.p95, q.p99, q.max))
             rows.append([one.label, name, str(q.n), *cells])
-    return table(header, rows, left=(0, 1))
+    return Table(header, rows, (0, 1))
 
 
 def _statuses(figures: Sequence[Figures]) -> Iterator[str]:

@@ -99,7 +99,7 @@ class Sender:
         if not stage.is_closed:
             is_trace = stage.pattern == "trace"
             every = (
-                replayed(stage, self._trace)
+                replayed(stage, self._trace, settings.size)
                 if is_trace
                 else planned(stage, settings.mix, settings.size)
             )

@@ -1,23 +1,33 @@
 #!/usr/bin/env python3
 """Look up the locked packages among known vulnerabilities; fail on those that have a fix.
 
-The advisories are on the network. Where they cannot be had, or not in time, that is said and the
-exit code is 0. What was looked at and may stay is in requirements/audit-ignore.txt.
+The advisories are on the network. Where they cannot be had, or not in time, that is said and is no
+failure. What needs no network is done in any case: are the locked versions among the bad ones that
+requirements/known-bad.txt lists, does every line of the lock have hashes, and is what is installed
+what is locked. What was looked at and may stay is in requirements/audit-ignore.txt.
 """
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / ".audit-tools"
-IGNORED = ROOT / "requirements" / "audit-ignore.txt"
+REQUIREMENTS = ROOT / "requirements"
+IGNORED = REQUIREMENTS / "audit-ignore.txt"
+KNOWN_BAD = REQUIREMENTS / "known-bad.txt"
 LONGEST_S = 12.0
 
 
@@ -37,10 +47,13 @@ class Verdict:
 def main(argv: Sequence[str]) -> int:
     """Audit; arguments go to pip-audit as they are."""
     report, problem = _audited(argv)
-    found = Verdict((f"SKIPPED: {problem}",)) if report is None else verdict(report, ignored())
-    for line in found.lines:
+    by_advisories = (
+        Verdict((f"SKIPPED: {problem}",)) if report is None else verdict(report, ignored())
+    )
+    found = (by_advisories, among_known_bad(pinned(), ignored()), locked())
+    for line in (line for one in found for line in one.lines):
         print(f"audit: {line}")
-    return int(found.failed)
+    return int(any(one.failed for one in found))
 
 
 def ignored(path: Path = IGNORED) -> dict[str, str]:
@@ -86,9 +99,55 @@ def verdict(report: Mapping[str, Any], reasons: Mapping[str, str]) -> Verdict:
     return Verdict(tuple(lines), failed)
 
 
+def among_known_bad(
+    pins: Sequence[str], reasons: Mapping[str, str], path: Path = KNOWN_BAD
+) -> Verdict:
+    """Which of the pinned versions the kept list knows to be bad."""
+    text = path.read_text(encoding="utf-8")
+    dated = re.search(r"as of (\d{4}-\d{2}-\d{2})", text)
+    if dated is None:
+        raise ValueError(f"{path.name} must say as of when it is")
+    bad = [line.split(maxsplit=3) for line in text.splitlines() if line[:1] not in ("", "#")]
+    wanted = [Requirement(pin) for pin in pins]
+    lines, checked = [], 0
+    for name, versions, vulnerability, what in bad:
+        for pin in (pin for pin in wanted if canonicalize_name(pin.name) == name):
+            checked += 1
+            version = next(iter(pin.specifier)).version
+            if SpecifierSet(versions).contains(version) and vulnerability not in reasons:
+                lines.append(f"{name} {version}: {vulnerability}, {what}; move the lock")
+    told = f"{checked} entries of {path.name}, which is as of {dated[1]}, were looked at"
+    return Verdict((*lines, told), bool(lines))
+
+
+def locked(folder: Path = REQUIREMENTS) -> Verdict:
+    """Whether every locked package has hashes, and is installed in its locked version."""
+    text = (folder / "lock.txt").read_text(encoding="utf-8")
+    pins = re.findall(r"^(\S+==.*?)(?=^\S|\Z)", text, re.MULTILINE | re.DOTALL)
+    lines = []
+    for pin in pins:
+        line = pin.splitlines()[0].removesuffix("\\").strip()
+        if "--hash=sha256:" not in pin:
+            lines.append(f"lock.txt must have a hash of {line}")
+        wanted = Requirement(line)
+        if wanted.marker is None or wanted.marker.evaluate():
+            lines += _installed_otherwise(wanted)
+    return Verdict(
+        (*lines, f"{len(pins)} locked packages compared with the installed"), bool(lines)
+    )
+
+
+def _installed_otherwise(wanted: Requirement) -> list[str]:
+    try:
+        version = metadata.version(wanted.name)
+    except metadata.PackageNotFoundError:
+        return [f"{wanted} is locked and not installed"]
+    return [] if wanted.specifier.contains(version) else [f"{wanted} is locked, not {version}"]
+
+
 def pinned() -> list[str]:
     """The packages that are installed, torch among them, without the hashes that it has none of."""
-    texts = [(ROOT / "requirements" / name).read_text() for name in ("lock.txt", "torch.txt")]
+    texts = [(REQUIREMENTS / name).read_text() for name in ("lock.txt", "torch.txt")]
     lines = [line for text in texts for line in text.splitlines()]
     return [line.removesuffix("\\").strip() for line in lines if line[:1] not in ("", "#", " ")]
 

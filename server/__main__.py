@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from cli.build import this_build
 from server.config import ServerConfig, ServerConfigError
 from server.logs import set_up
 from server.options import parse_config
@@ -58,6 +59,11 @@ def _serve(config: ServerConfig, prog: str) -> int:
     from server.app import Server, StartError
     from server.security.errors import SecurityFileError
 
+    build = this_build()
+    _log.info(
+        "deqlm %s, torch %s, Python %s, models on %s",
+        *(build, build.torch, build.python, config.device),
+    )
     if config.threads:
         torch.set_num_threads(config.threads)
     try:

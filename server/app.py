@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,6 +11,7 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from cli.build import this_build
 from deqlm.v1 import (
     admin_pb2,
     admin_pb2_grpc,
@@ -28,7 +28,6 @@ from deqlm.v1 import (
 )
 from server import health
 from server.attempts import Attempts
-from server.build import this_build
 from server.channel import channel_options
 from server.config import METRICS_OFF, ServerConfig
 from server.engine.engine import Engine
@@ -51,6 +50,7 @@ from server.servicers.tokenizing import TokenizerServicer
 from server.store.base import Head, SessionStore, StoreError, StoreOpenError
 from server.store.keeper import Keeper
 from server.store.opening import open_store
+from server.tracing.current import Tracer
 
 SERVICES = tuple(
     service.full_name
@@ -100,9 +100,9 @@ class Server:
         """
         config.check_exposure()
         self.config = config
-        build = this_build()
+        self._build = this_build()
         self.metrics = Metrics(config.bucket_bounds)
-        self.metrics.tell_build(build)
+        self.metrics.tell_build(self._build)
         self.port = 0
         self.metrics_port: int | None = None
         self._sources = config.sources()
@@ -150,12 +150,14 @@ class Server:
             StartError: a port is in use.
         """
         await self._open_store()
+        self._tracer = _make_tracer(self.config)
         self._attempts = Attempts()
         self._guard = Guard(
             self.metrics,
             self._guarding.gate,
             send_timeout_s=self.config.send_timeout_s,
             logs_messages=self.config.log_messages,
+            tracer=self._tracer,
         )
         self._health = health.Health((*SERVICES, health.STORE))
         self._server = self._make_server()
@@ -169,7 +171,7 @@ class Server:
         await self._health.set_loading()
         await self._server.start()
         self._loading = asyncio.create_task(self._load_all())
-        self._reloading = asyncio.create_task(self._guarding.reloader.run())
+        self._reloading = asyncio.create_task(self._guarding.run())
 
     @property
     def has_files(self) -> bool:
@@ -232,6 +234,8 @@ class Server:
         await self._server.stop(_LAST_WORDS_S)
         if self._endpoint is not None:
             await asyncio.to_thread(self._endpoint.close)
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
 
     async def _open_store(self) -> None:
         """Open the session store and read what sessions it has; not what they hold."""
@@ -266,7 +270,7 @@ class Server:
             persistence=self._persistence,
             attempts=self._attempts,
             post=Post(),
-            version=_version(),
+            build=self._build,
         )
         self._scoring = ScoringServicer(edge)
         scoring_pb2_grpc.add_ScoringServiceServicer_to_server(self._scoring, server)
@@ -376,8 +380,19 @@ def _read_key(path: str) -> bytes | None:
     return key
 
 
-def _version() -> str:
+def _make_tracer(config: ServerConfig) -> Tracer | None:
+    """What makes spans, if somebody is to get them.
+
+    Raises:
+        StartError: OpenTelemetry is not installed.
+    """
+    if not config.trace_endpoint:
+        return None
     try:
-        return version("deqlm")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "0"
+        from server.tracing.tracer import OtelTracer
+    except ImportError as error:
+        raise StartError(
+            f"trace_endpoint needs OpenTelemetry, which is not there ({error}); install it with "
+            "pip install 'deqlm[otel]', or leave trace_endpoint empty"
+        ) from error
+    return OtelTracer(config.trace_endpoint, ratio=config.trace_ratio, version=this_build().version)

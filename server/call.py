@@ -3,21 +3,28 @@
 import asyncio
 import itertools
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 
 from server import request_ids
-from server.engine.errors import DeadlineExceeded
+from server.engine.errors import Cancelled, DeadlineExceeded, NotConverged
+from server.engine.timeline import Timeline
 from server.errors import SlowReader
 from server.registry import Registry
 from server.security.principals import Principal
-from server.security.quotas import Meter
+from server.security.quotas import Charge, Meter
 from server.tracecontext import TraceContext, read_metadata
+from server.tracing.current import Spans
 
 OWNER_KEY = "deqlm-owner"
 ACCEPTED_KEY = "deqlm-accepted"
+
+_BROUGHT_ON = (asyncio.CancelledError, Cancelled, DeadlineExceeded, NotConverged, SlowReader)
+"""Failures of work that was done, or would have been, had its client let it."""
 
 _serials = itertools.count(1)
 """Two calls may have one request id: a client made it."""
@@ -42,6 +49,10 @@ class Call:
         meter: what that may use; None for as much as there is.
         send_timeout_s: what its client gets to read a response.
         trace: the span that it belongs to, where its client named one.
+        code: its status.
+        reason: the contract's word for why it failed.
+        ended: instant at which that was known.
+        spans: that it is recorded by; None where it is not.
         serial: its own number, whatever its client calls it.
     """
 
@@ -58,6 +69,10 @@ class Call:
     meter: Meter | None = None
     send_timeout_s: float = 30.0
     trace: TraceContext | None = None
+    code: grpc.StatusCode = grpc.StatusCode.OK
+    reason: str = ""
+    ended: float = 0.0
+    spans: Spans | None = None
     serial: int = field(default_factory=lambda: next(_serials))
     _jobs: int = field(default=0)
 
@@ -94,6 +109,10 @@ class Call:
         self._jobs += 1
         return f"{self.request_id}-{self.serial}-{self._jobs}"
 
+    def timeline(self) -> Timeline | None:
+        """For its next job, once the one before is over; None where it is not recorded."""
+        return None if self.spans is None else self.spans.timeline()
+
     @property
     def trace_id(self) -> str:
         """Of its trace; empty without one."""
@@ -104,15 +123,34 @@ class Call:
         """What its client is told at its end, however it ends."""
         return ((request_ids.KEY, self.request_id),)
 
-    def take_tokens(self, count: int) -> None:
-        """Count tokens that are about to be solved. Raises QuotaExceeded."""
-        if self.meter is not None:
-            self.meter.take_tokens(count)
+    @contextmanager
+    def charged(self, count: int, *, more: int = 0) -> Iterator[Charge]:
+        """Work on tokens, for which its principal is charged.
 
-    def add_tokens(self, count: int) -> None:
-        """Count tokens that nobody could count before; give some back with a number below 0."""
-        if self.meter is not None:
-            self.meter.add_tokens(count)
+        What it may take at most is taken before it begins, so that calls side by side do not
+        overspend, and what it did not use is given back: all of it where the server fails the
+        work. Where the client ends it, by going away or by its own bounds, its input stays paid.
+
+        Args:
+            count: tokens of input.
+            more: that it may draw.
+
+        Raises:
+            QuotaExceeded: there are not so many left; nothing was taken.
+        """
+        charge, meter = Charge(count), self.meter
+        if meter is not None:
+            meter.take_tokens(count + more)
+        try:
+            yield charge
+        except _BROUGHT_ON:
+            raise
+        except BaseException:
+            charge.used = 0
+            raise
+        finally:
+            if meter is not None:
+                meter.give_back(count + more - charge.used)
 
     def check_room(self, registry: Registry) -> None:
         """Look whether its principal may have one more session; to be made before anything waits.

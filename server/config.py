@@ -26,6 +26,8 @@ METRICS_OFF = -1
 _MAX_PORT = 65535
 _STORE = re.compile(r"memory|sqlite:.+|rediss?://.+")
 _STORES = "memory, sqlite:PATH or redis://HOST:PORT/DB"
+_COLLECTOR = re.compile(r"(https?://[^/@\s]+:\d+)?")
+_COLLECTORS = "http://HOST:PORT or https://HOST:PORT"
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 _BUNDLED = Path(__file__).resolve().parent.parent / "models"
 
@@ -270,6 +272,8 @@ class ServerConfig(TelemetryOptions):
         for name in ("grace_s", "resident_idle_s"):
             value = getattr(self, name)
             self._check(name, math.isfinite(value) and value >= 0, "at least 0")
+        self._check("trace_endpoint", bool(_COLLECTOR.fullmatch(self.trace_endpoint)), _COLLECTORS)
+        self._check("trace_ratio", 0.0 <= self.trace_ratio <= 1.0, "in [0, 1]")
         self._check("session_store", bool(_STORE.fullmatch(self.session_store)), _STORES)
         for small, large in _ORDERED:
             limit = getattr(self, large)

@@ -80,8 +80,9 @@ def load_engine(source: ModelSource, config: ServerConfig, observer: Observer) -
             "compiler"
         )
     _log.info(
-        "loaded model %s: %s parameters, %s%s on %s, solves begin at %s, in %.1f s",
+        "loaded model %s: %s, %s parameters, %s%s on %s, solves begin at %s, in %.1f s",
         source.name,
+        checkpoint.fingerprint,
         f"{engine.n_parameters:,}",
         str(dtype).removeprefix("torch."),
         " after int8" if engine.early_int8 else "",

@@ -18,6 +18,7 @@ from server.errors import StoreUnavailable
 from server.store.base import Head, StoreError
 from server.store.blob import BlobError, Opened, read_head
 from server.store.keeper import Keeper
+from server.tracing.current import stage
 
 T = TypeVar("T")
 Kept = common_pb2.Kept
@@ -108,7 +109,7 @@ class Persistence:
 
     async def _bring(self, engine: Engine, lease: Lease) -> None:
         try:
-            snapshot = await self._wait(self.keeper.load(lease.session_id))
+            snapshot = await self._wait(self.keeper.load(lease.session_id), "load")
         except (StoreError, TimeoutError) as error:
             raise StoreUnavailable(lease.session_id) from error
         if snapshot is None:
@@ -168,7 +169,7 @@ class Persistence:
     async def save(self, snapshot: Snapshot) -> Kept:
         """Has the store take a session."""
         try:
-            is_stored = await self._wait(self.keeper.save(snapshot))
+            is_stored = await self._wait(self.keeper.save(snapshot), "save")
         except TimeoutError:
             is_stored = False
         return self._kept(is_stored)
@@ -176,7 +177,7 @@ class Persistence:
     async def drop(self, session_id: str) -> Kept:
         """Has the store forget a session."""
         try:
-            is_stored = await self._wait(self.keeper.drop(session_id))
+            is_stored = await self._wait(self.keeper.drop(session_id), "drop")
         except TimeoutError:
             is_stored = False
         return self._kept(is_stored)
@@ -200,8 +201,9 @@ class Persistence:
     def _kept(self, is_stored: bool) -> Kept:
         return self._usually if is_stored else common_pb2.KEPT_IN_MEMORY
 
-    async def _wait(self, future: "Future[T]") -> T:
-        return await asyncio.wait_for(asyncio.wrap_future(future), self.timeout_s)
+    async def _wait(self, future: "Future[T]", operation: str) -> T:
+        with stage("store", operation=operation):
+            return await asyncio.wait_for(asyncio.wrap_future(future), self.timeout_s)
 
     def _put_away(self, snapshot: Snapshot) -> None:
         self.keeper.save(snapshot)

@@ -14,6 +14,10 @@ class TelemetryOptions(SecurityOptions):
 
     Attributes:
         log_format: human is a line for people, json one object a line for machines.
-    """
+        trace_endpoint: collector of OpenTelemetry that gets the spans of calls, as http://HOST:PORT (OTLP over gRPC), or https:// for TLS; empty sends none.
+        trace_ratio: share of the calls that are traced, of those whose clients name no trace; where one does, it says whether.
+    """  # noqa: E501 - the lines are the help texts
 
     log_format: LogFormat = "human"
+    trace_endpoint: str = ""
+    trace_ratio: float = 1.0

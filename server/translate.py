@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from cli.build import Build
 from deq_model.tokenizers.base import EOS_TOKEN, Tokenizer
 from deq_model.tokenizers.word import WordTokenizer
 from deqlm.v1 import (
@@ -258,7 +259,7 @@ def _token(tokens: Tokens, index: int, tokenizer: Tokenizer) -> tokenizer_pb2.To
 
 
 def model_info(
-    engine: Engine, *, is_default: bool, limits: RequestLimits, solve: Solve, version: str
+    engine: Engine, *, is_default: bool, limits: RequestLimits, solve: Solve, build: Build
 ) -> model_pb2.ModelInfo:
     """What a model is, and what may be asked of it."""
     config, tokenizer = engine.config, engine.tokenizer
@@ -281,7 +282,9 @@ def model_info(
         solver=engine.solver,
         limits=_limits(limits),
         fingerprint=engine.fingerprint,
-        server_version=version,
+        server_version=build.version,
+        server_revision=build.revision,
+        torch_version=build.torch,
     )
 
 

@@ -181,6 +181,13 @@ def test_light_modules_load_nothing_heavy() -> None:
     assert loaded & (LEARNING | {"deq_model", "training", "loadtest"}) == set(), names
 
 
+def test_the_load_test_loads_nothing_of_learning() -> None:
+    found = [path for path in sources() if path.parts[0] == "loadtest"]
+    loaded = modules_after("\n".join(f"import {module_name(path)}" for path in found))
+    assert "loadtest" in loaded
+    assert loaded & (LEARNING | {"deq_model", "training", "server"}) == set()
+
+
 def test_help_loads_neither_torch_nor_grpc() -> None:
     loaded = modules_after("from cli.__main__ import main; main(['--help'])")
     assert "cli" in loaded

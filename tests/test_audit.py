@@ -71,6 +71,51 @@ def test_reasons_must_be_given(tmp_path: Path) -> None:
     assert audit.ignored() is not None
 
 
+def test_the_locked_versions_are_not_known_to_be_bad() -> None:
+    found = audit.among_known_bad(audit.pinned(), {})
+    assert not found.failed, found.lines
+    (told,) = found.lines
+    assert told.endswith("were looked at")
+    entries = [line for line in audit.KNOWN_BAD.read_text().splitlines() if line[:1] != "#"]
+    # An entry of a package that nothing needs any more can go.
+    assert int(told.split()[0]) >= len(entries)
+
+
+@pytest.mark.parametrize(
+    ("pin", "is_bad"),
+    [
+        ("PyYAML==5.3.1", True),
+        ("pyyaml==5.4", False),
+        ("protobuf==6.31.0 ; python_version > '3'", True),
+        ("protobuf==6.33.5", False),
+        ("other==1", False),
+    ],
+)
+def test_the_kept_list(pin: str, is_bad: bool, tmp_path: Path) -> None:
+    path = tmp_path / "known-bad.txt"
+    path.write_text(
+        "# as of 2026-01-02\npyyaml <5.4 CVE-1 it runs code\nprotobuf >=6,<6.33.5 CVE-2 it nests\n"
+    )
+    found = audit.among_known_bad([pin], {}, path)
+    assert found.failed == is_bad
+    assert "2026-01-02" in found.lines[-1]
+    assert not audit.among_known_bad([pin], {"CVE-1": "why", "CVE-2": "why"}, path).failed
+
+
+def test_the_lock_is_what_is_installed(tmp_path: Path) -> None:
+    assert not audit.locked().failed, audit.locked().lines
+    (tmp_path / "lock.txt").write_text(
+        "# a comment\nnumpy==1.0 \\\n    --hash=sha256:00\n    # via\nno-such==1\n"
+        "other==2 ; python_version < '3' \\\n    --hash=sha256:00\n"
+    )
+    assert audit.locked(tmp_path).failed
+    (changed, no_hash, missing, count) = audit.locked(tmp_path).lines
+    assert changed.startswith("numpy==1.0 is locked, not ")
+    assert no_hash == "lock.txt must have a hash of no-such==1"
+    assert missing == "no-such==1 is locked and not installed"
+    assert count.startswith("3 locked packages")
+
+
 class Advisories(http.server.BaseHTTPRequestHandler):
     """Answers as osv.dev does; knows of one vulnerability, of numpy."""
 

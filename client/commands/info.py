@@ -9,6 +9,8 @@ from client.commands._common import make_parser, print_json, run, table, to_json
 from client.resources import ModelInfo
 from client.sync import Client
 
+_HEADER = "model parameters d_model vocabulary context dtype device solver tol max_nfe fingerprint"
+
 
 def main(argv: list[str], prog: str) -> int:
     """Run the command; returns the exit code."""
@@ -25,7 +27,7 @@ def main(argv: list[str], prog: str) -> int:
             print(_details(models[0]))
         else:
             print(_model_table(models))
-            print(f"deqlm {models[0].server_version} at {client.address}" if models else "")
+            print(_server(models, client.address))
 
     return run(prog, args, action)
 
@@ -43,11 +45,20 @@ def _model_table(models: Sequence[ModelInfo]) -> str:
             model.solver,
             "" if model.default_solver.tol is None else f"{model.default_solver.tol:g}",
             "" if model.default_solver.max_nfe is None else str(model.default_solver.max_nfe),
+            model.fingerprint,
         ]
         for model in models
     ]
-    header = "model parameters d_model vocabulary context dtype device solver tol max_nfe".split()
-    return table(header, rows, left=(0, 3, 5, 6, 7))
+    return table(_HEADER.split(), rows, left=(0, 3, 5, 6, 7, 10))
+
+
+def _server(models: Sequence[ModelInfo], address: str) -> str:
+    if not models:
+        return f"no models at {address}"
+    of = models[0]
+    revision = of.server_revision or "unknown"  # a server from before it was told
+    torch = f", torch {of.torch_version}" if of.torch_version else ""
+    return f"deqlm {of.server_version} ({revision}){torch} at {address}"
 
 
 def _details(model: ModelInfo) -> str:

@@ -170,7 +170,7 @@ class Answers:
         )
 
     def _end(self, work: Work) -> None:
-        work.finished = True
+        work.end()
         self._sharing.forget(work)
         self._memory.release_base(work)
 

@@ -43,6 +43,8 @@ def announce_prompt(work: Work, job: GenerateJob, totals: Totals) -> None:
     """Tells the caller, once, that the prompt is solved."""
     if not work.prompt_announced:
         work.prompt_announced = True
+        if job.timeline is not None:
+            job.timeline.solve_prompt(time.monotonic())
         job.sink(PromptSolved(totals))
 
 

@@ -235,6 +235,8 @@ class Engine:
                 job.owner, work.size, job.deadline, now=work.submitted
             )
             self._waiting.put(work)
+            if job.timeline is not None:
+                job.timeline.submitted = work.submitted
             self._wake.notify()
 
     def check_room(self, owner: str, deadline: float | None) -> None:

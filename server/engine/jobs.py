@@ -83,7 +83,7 @@ class JobRunner:
 
     def begin(self, work: Work) -> None:
         """Gives a job its memory and its first rows."""
-        work.started = time.monotonic()
+        work.start(time.monotonic())
         with self._answers.alone(work):
             self._begin(work)
 

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from server.engine.results import Event
 from server.engine.solve import Solve
+from server.engine.timeline import Timeline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +106,7 @@ class _AnyJob:
         priority: 0 (low) to 2 (high): its share of the calls of f beside others.
         owner: whose job it is: calls and places are shared among owners first.
         request_id: of the call that it is part of, for logs.
+        timeline: gets the instants of its work; None where nobody asks for them.
     """
 
     job_id: str
@@ -117,6 +119,7 @@ class _AnyJob:
     priority: int = 1
     owner: str = ""
     request_id: str = ""
+    timeline: Timeline | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

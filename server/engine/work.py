@@ -1,6 +1,7 @@
 """A job while it is worked on: its phases, its results, its clock."""
 
 import random
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -154,10 +155,16 @@ class Work:
             run.parked or run.sequence.rows or (owed and not run.sequence.done) for run in self.runs
         )
 
+    def start(self, now: float) -> None:
+        """It is worked on from now on."""
+        self.started = now
+        if self.job.timeline is not None:
+            self.job.timeline.start(now)
+
     def count(self, solved: Solved, tol: float) -> None:
         """Adds a token, accepted under a tolerance of ``tol``, to the figures."""
         finite = solved.residual != float("inf")
-        self.stats += SolveStats(
+        token = SolveStats(
             token_evaluations=solved.nfe,
             solved_tokens=1,
             residual_sum=solved.residual if finite else 0.0,
@@ -167,6 +174,15 @@ class Work:
             loosened_tokens=int(solved.status == "loosened"),
             applied_tol=tol,
         )
+        self.stats += token
+        if self.job.timeline is not None:
+            self.job.timeline.accept(time.monotonic(), token, calls=self.stats.nfe_total)
+
+    def end(self) -> None:
+        """Its terminal event comes next."""
+        self.finished = True
+        if self.job.timeline is not None:
+            self.job.timeline.end(time.monotonic(), self.stats)
 
     def times(self, now: float) -> Times:
         """Seconds of waiting and of work until now."""

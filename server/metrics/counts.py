@@ -15,7 +15,7 @@ from prometheus_client import (
     ProcessCollector,
 )
 
-from server.build import Build
+from cli.build import Build
 from server.engine.engine import Engine
 from server.engine.solve import Status
 from server.metrics.buckets import BUCKETS, Bounds

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -32,6 +33,21 @@ _IDENTITIES = (
 _HERE = Principal(name="", rights=frozenset(RIGHTS))
 """Everybody on this machine, where nobody is asked."""
 _ELSEWHERE = Principal(name="", rights=frozenset(RIGHTS) - ADMIN)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a caller has shown of itself.
+
+    Attributes:
+        token: that came with the call.
+        names: what the connection's certificate says.
+        peer: its address, as gRPC has it; empty where it does not matter.
+    """
+
+    token: str | None = field(repr=False)
+    names: tuple[str, ...] = ()
+    peer: str = ""
 
 
 class Access:
@@ -66,28 +82,26 @@ class Access:
     def identify(
         self, metadata: Iterable[tuple[str, str | bytes]], auth: AuthContext, peer: str
     ) -> Principal:
-        """Who a caller is.
+        """Who a caller is: ``who`` of what it has shown. Raises Unauthenticated."""
+        return self.who(shown(metadata, auth, peer))
 
-        Args:
-            metadata: of the call.
-            auth: of its connection.
-            peer: its address, as gRPC has it.
+    def who(self, shown: "Shown") -> Principal:
+        """Who has shown that; the answer is another one when the file is.
 
         Raises:
             Unauthenticated: nobody that is known.
         """
         if not self.is_asked:
-            return _HERE if is_near(peer) else _ELSEWHERE
-        token, names = token_in(metadata), identities(auth)
+            return _HERE if is_near(shown.peer) else _ELSEWHERE
         if self._principals is None:  # certificates alone show who calls
-            if not names:
+            if not shown.names:
                 raise Unauthenticated("unknown_certificate")
-            return Principal(name=names[0], rights=_ELSEWHERE.rights)
-        if token is not None:
-            return self._principals.by_token(token, now=time.time())
-        if not names:
+            return Principal(name=shown.names[0], rights=_ELSEWHERE.rights)
+        if shown.token is not None:
+            return self._principals.by_token(shown.token, now=time.time())
+        if not shown.names:
             raise Unauthenticated("missing")
-        return self._principals.by_identity(names)
+        return self._principals.by_identity(shown.names)
 
     def may_be_known(self, metadata: Iterable[tuple[str, str | bytes]]) -> None:
         """Turn away by metadata alone whom no certificate can help. Raises Unauthenticated."""
@@ -98,6 +112,20 @@ class Access:
             self._principals.by_token(token, now=time.time())
         elif not self._principals.has_identities:
             raise Unauthenticated("missing")
+
+
+def shown(metadata: Iterable[tuple[str, str | bytes]], auth: AuthContext, peer: str) -> Shown:
+    """What a call shows of its caller.
+
+    Args:
+        metadata: of the call.
+        auth: of its connection.
+        peer: its address, as gRPC has it.
+
+    Raises:
+        Unauthenticated: it is not understood.
+    """
+    return Shown(token_in(metadata), tuple(identities(auth)), peer)
 
 
 def check_rights(principal: Principal, needed: frozenset[Right], what: str) -> None:

@@ -3,17 +3,23 @@
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from typing import Any
 
 import grpc
 
 from server.call import Call
 from server.errors import rule_for
-from server.security.access import Access, check_owner, check_rights, kind_of
+from server.security.access import Access, Shown, check_owner, check_rights, kind_of, shown
 from server.security.audit import Audit
 from server.security.counts import SecurityCounts
 from server.security.errors import SecurityError
+from server.security.open_calls import OpenCalls
 from server.security.options import SecurityOptions
 from server.security.principals import Principal
 from server.security.quotas import Meters
@@ -23,6 +29,7 @@ _HEALTH = "/grpc.health.v1.Health/"
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Metadata = Iterable[tuple[str, str | bytes]]
+Greeted = Callable[[Call], AbstractAsyncContextManager[None]]
 Refuse = Callable[[Call, Exception], Awaitable[None]]
 """Ends a call with an error's status."""
 
@@ -37,6 +44,8 @@ class Gate:
         self._options, self._access, self._counts = options, access, counts
         self._audit = audit
         self._meters = Meters(time.monotonic)
+        self.open_calls = OpenCalls(access, counts)
+        """Those that run; to be looked at while the server does."""
 
     @property
     def metered(self) -> int:
@@ -51,17 +60,20 @@ class Gate:
             self._counts.turned_away(kind_of(error))
             raise
 
-    @contextmanager
-    def admitted(self, call: Call, path: str) -> Iterator[None]:
+    @asynccontextmanager
+    async def admitted(self, call: Call, path: str) -> AsyncIterator[None]:
         """A call to one of our methods, which belongs to its principal from now on.
 
         Raises:
-            Unauthenticated, PermissionMissing, QuotaExceeded: as the error says.
+            Unauthenticated, PermissionMissing: it may not be, or may not go on.
+            QuotaExceeded: its principal may use no more.
         """
-        with self._noted(call, path) if needed(path) == ADMIN else nullcontext():
-            self._admit(call, path)
+        rights = needed(path)
+        with self._noted(call, path) if rights == ADMIN else nullcontext():
+            found, principal = self._admit(call, path)
             with nullcontext() if call.meter is None else call.meter.running():
-                yield
+                async with self.open_calls.watched(found, principal, rights, call.method):
+                    yield
 
     @contextmanager
     def _noted(self, call: Call, path: str) -> Iterator[None]:
@@ -82,9 +94,9 @@ class Gate:
                 request_id=call.request_id,
             )
 
-    def _admit(self, call: Call, path: str) -> None:
+    def _admit(self, call: Call, path: str) -> tuple[Shown, Principal]:
         try:
-            principal = self._identify(call)
+            found, principal = self._identify(call)
             call.principal = principal
             check_rights(principal, needed(path), call.method)
             call.owner = check_owner(principal, call.owner)
@@ -94,42 +106,49 @@ class Gate:
         if principal.name:
             call.meter = self._meters.of(principal)
             call.sharer = f"owner {principal.name}"
+        return found, principal
 
-    def greet(self, call: Call) -> None:
-        """Let a call to somebody else's method through. Raises Unauthenticated."""
+    @asynccontextmanager
+    async def greeted(self, call: Call) -> AsyncIterator[None]:
+        """A call to somebody else's method. Raises Unauthenticated, also while it runs."""
         try:
-            self._identify(call)
+            found, principal = self._identify(call)
         except SecurityError as error:
             self._counts.turned_away(kind_of(error))
             raise
+        async with self.open_calls.watched(found, principal, frozenset(), call.method):
+            yield
 
     def is_open(self, path: str) -> bool:
         """Whether nobody is asked who calls somebody else's method: health, reflection."""
         is_told = path.startswith(_HEALTH) and self._options.open_health
         return is_told or not self._access.is_asked
 
-    def _identify(self, call: Call) -> Principal:
+    def _identify(self, call: Call) -> tuple[Shown, Principal]:
         context = call.context
         metadata = context.invocation_metadata() or ()
-        return self._access.identify(metadata, context.auth_context(), context.peer())
+        found = shown(metadata, context.auth_context(), context.peer())
+        return found, self._access.who(found)
 
 
-def before(behaviour: Any, method: str, greet: Callable[[Call], None], refuse: Refuse) -> Any:
+def before(behaviour: Any, method: str, greeted: Greeted, refuse: Refuse) -> Any:
     """A method of somebody else's that asks first."""
 
-    async def is_welcome(context: Context) -> None:
+    async def one(request: Any, context: Context) -> Any:
         call = Call.begin(context, method)
         try:
-            greet(call)
+            async with greeted(call):
+                return await behaviour(request, context)
         except SecurityError as error:
             await refuse(call, error)  # which raises
 
-    async def one(request: Any, context: Context) -> Any:
-        await is_welcome(context)
-        return await behaviour(request, context)
-
     async def several(request: Any, context: Context) -> AsyncIterator[Any]:
-        await is_welcome(context)
+        call = Call.begin(context, method)
+        try:
+            async with greeted(call):
+                pass  # what yields cannot be ended from outside: it is looked at once
+        except SecurityError as error:
+            await refuse(call, error)
         async for answer in behaviour(request, context):
             yield answer
 

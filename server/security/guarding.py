@@ -1,5 +1,6 @@
 """All that protects a server, made of its options: what the wiring needs to know of it."""
 
+import asyncio
 import ssl
 from collections.abc import Callable
 
@@ -46,6 +47,10 @@ class Guarding:
         if self._certificates is None:
             return server.add_insecure_port(address)
         return server.add_secure_port(address, self._certificates.credentials())
+
+    async def run(self) -> None:
+        """Look for ever after files that change, and after calls whose callers do."""
+        await asyncio.gather(self.reloader.run(), self.gate.open_calls.run())
 
     @property
     def http_context(self) -> Callable[[], ssl.SSLContext] | None:

@@ -36,7 +36,7 @@ class SecurityOptions:
     audit_log: Path | None = None
     log_messages: bool = False
     max_metadata_bytes: int = 16_384
-    max_streams: int = 1024
+    max_streams: int = 256
     max_connections: int = 1024
     max_idle_s: float = 600.0
     handshake_s: float = 20.0

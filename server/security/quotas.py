@@ -5,6 +5,7 @@ No gRPC and no clock of its own: whoever makes it says what time it is. For one 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final
 
 from server.security.errors import QuotaExceeded
@@ -14,6 +15,17 @@ _MINUTE_S: Final = 60.0
 _SOON_S: Final = 0.5
 """When to try again where something must end first, and nobody knows when it will."""
 _LATER_S: Final = 10.0
+
+
+@dataclass(slots=True)
+class Charge:
+    """What a piece of work is charged; what was taken for it beyond that is given back.
+
+    Attributes:
+        used: tokens.
+    """
+
+    used: int
 
 
 class Bucket:
@@ -41,6 +53,13 @@ class Bucket:
         self._fill(now)
         self._level = min(self._level - amount, self._holds)
 
+    def resize(self, per_minute: int, now: float) -> None:
+        """Hold another amount from now on; what has been taken stays taken, debts stay debts."""
+        self._fill(now)
+        taken = self._holds - self._level
+        self._holds = float(per_minute)
+        self._level = self._holds - taken
+
     def _fill(self, now: float) -> None:
         more = (now - self._filled) * self._holds / _MINUTE_S
         self._level = min(self._level + more, self._holds)
@@ -60,14 +79,16 @@ class Meter:
         """
         self._name, self._clock = name, clock
         self._running = 0
+        self._requests: Bucket | None = None
+        self._tokens: Bucket | None = None
         self.set(quotas)
 
     def set(self, quotas: Quotas) -> None:
-        """Let other quotas hold from now on; what runs goes on."""
+        """Let other quotas hold from now on; what has been used stays used, what runs goes on."""
         now = self._clock()
         self.quotas = quotas
-        self._requests = _bucket(quotas.requests_per_minute, now)
-        self._tokens = _bucket(quotas.tokens_per_minute, now)
+        self._requests = _resized(self._requests, quotas.requests_per_minute, now)
+        self._tokens = _resized(self._tokens, quotas.tokens_per_minute, now)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -94,7 +115,7 @@ class Meter:
         return self._running
 
     def take_tokens(self, count: int) -> None:
-        """Use tokens that are about to be solved. Raises QuotaExceeded."""
+        """Use tokens that are about to be solved, or may be drawn. Raises QuotaExceeded."""
         if self._tokens is None:
             return
         now = self._clock()
@@ -106,10 +127,10 @@ class Meter:
             raise self._exceeded("tokens", bound, wait_s)
         self._tokens.take(count, now)
 
-    def add_tokens(self, count: int) -> None:
-        """Use tokens that nobody could count before, or give back with a number below 0."""
+    def give_back(self, count: int) -> None:
+        """Have tokens again that were taken and not used."""
         if self._tokens is not None:
-            self._tokens.take(count, self._clock())
+            self._tokens.take(-count, self._clock())
 
     def check_session(self, *, held: int, held_bytes: int, more_bytes: int) -> None:
         """Whether there may be one more session. Raises QuotaExceeded.
@@ -136,8 +157,13 @@ class Meter:
         )
 
 
-def _bucket(per_minute: int | None, now: float) -> Bucket | None:
-    return None if per_minute is None else Bucket(per_minute, now)
+def _resized(bucket: Bucket | None, per_minute: int | None, now: float) -> Bucket | None:
+    if per_minute is None:
+        return None
+    if bucket is None:
+        return Bucket(per_minute, now)
+    bucket.resize(per_minute, now)
+    return bucket
 
 
 class Meters:

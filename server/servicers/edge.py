@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from cli.build import Build
 from server.attempts import Attempts
 from server.config import RequestLimits
 from server.engine.results import SessionView
@@ -27,7 +28,7 @@ class Edge:
         persistence: keeps sessions.
         attempts: calls with idempotency keys that are under way.
         post: from the engines' threads.
-        version: of the server.
+        build: version and revision of the server.
     """
 
     registry: Registry
@@ -37,7 +38,7 @@ class Edge:
     persistence: Persistence
     attempts: Attempts
     post: Post
-    version: str
+    build: Build
 
     def solve_of(self, view: SessionView | None) -> Solve:
         """What an unset solver option of a call means."""

@@ -15,6 +15,7 @@ from server.engine.results import Drawn, FinishReason, Generated, PromptSolved, 
 from server.events import Events, check_room, submitted
 from server.inputs import Tokens, encode
 from server.metrics.counts import Metrics
+from server.security.quotas import Charge
 from server.servicers.edge import Edge
 from server.text import StopStringText
 from server.validation import GenerateFields, check_generate, check_token_count
@@ -109,9 +110,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 lease=lease,
                 call=call,
             )
-            call.take_tokens(len(prompt))
-            with submitted(engine, job, events):
-                generated = await self._relay(events, started, engine, call, sent)
+            with (
+                call.charged(len(prompt), more=fields.max_tokens) as charge,
+                submitted(engine, job, events),
+            ):
+                generated = await self._relay(events, started, engine, call, sent, charge)
             last = translate.generation_finished(generated, fields.solve)
             if lease is not None:
                 answer = None
@@ -132,6 +135,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         engine: Engine,
         call: Call,
         sent: "Sent",
+        charge: Charge,
     ) -> Generated:
         """Send what comes out of the engine, up to the end of the job."""
         clock = _Clock(self._edge.metrics, engine.name, call)
@@ -143,7 +147,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 await sent.send(generation_pb2.GenerateResponse(started=started))
             elif isinstance(event, Drawn):
                 clock.token_drawn()
-                call.add_tokens(1)
+                charge.used += 1
                 await sent.send(
                     translate.generated_token(event.token, event.text, engine.tokenizer)
                 )
@@ -247,6 +251,7 @@ def _job(
         priority=fields.priority,
         owner=call.sharer,
         request_id=call.request_id,
+        timeline=call.timeline(),
         sink=events.sink,
     )
 

@@ -34,5 +34,5 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             is_default=engine is self._edge.registry.engines()[0],
             limits=self._edge.limits,
             solve=self._edge.default_solve,
-            version=self._edge.version,
+            build=self._edge.build,
         )

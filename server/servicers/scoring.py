@@ -160,11 +160,13 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
             priority=fields.priority,
             owner=call.sharer,
             request_id=call.request_id,
+            timeline=call.timeline(),
             sink=events.sink,
         )
-        call.take_tokens(len(inputs))
-        with submitted(engine, job, events):
-            return await events.last(Scored)
+        with call.charged(len(inputs)) as charge, submitted(engine, job, events):
+            scored = await events.last(Scored)
+            charge.used = len(scored.tokens) + sum(map(len, scored.candidates))
+            return scored
 
 
 def _response(

@@ -262,7 +262,6 @@ class Stream:
         tokens = batch.tokens
         if not tokens:
             return ()
-        self._call.take_tokens(len(tokens))
         events, budget = Events(self._edge.post), self._fields.budget
         job = ScoreJob(
             job_id=self._call.next_job_id(),
@@ -276,15 +275,16 @@ class Stream:
             priority=self._fields.priority,
             owner=self._call.sharer,
             request_id=self._call.request_id,
+            timeline=self._call.timeline(),
             sink=events.sink,
         )
-        with submitted(self._engine, job, events):
+        with self._call.charged(len(tokens)) as charge, submitted(self._engine, job, events):
             scored = await events.last(Scored)
+            charge.used = len(scored.tokens)  # the others are charged when their turn comes
         batch.tokens, self._left = (
             tokens.first(len(scored.tokens)),
             tokens.after(len(scored.tokens)),
         )
-        self._call.add_tokens(-len(self._left))  # they are counted when their turn comes
         batch.stopped = scored.stopped
         self._kept = await self._edge.persistence.keep(self._engine, self._lease, scored.session)
         self._add(scored, batch.tokens)

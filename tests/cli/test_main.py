@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,7 +82,7 @@ def test_unknown_command_is_a_usage_error(
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert console.main(["--version"]) == 0
-    assert capsys.readouterr().out == "deqlm 0.1.0\n"
+    assert re.fullmatch(r"deqlm 0\.1\.0 \(\S+\)\n", capsys.readouterr().out)
 
 
 def test_help_starts_quickly() -> None:

@@ -39,6 +39,10 @@ MODEL = model_pb2.ModelInfo(
     vocab_size=100,
     default_solver=common_pb2.SolverOptions(tol=1e-3, max_nfe=30),
     server_version="0.1.0",
+    server_revision="0123456789ab",
+    torch_version="2.13.0",
+    device="cpu",
+    fingerprint="0123456789abcdef",
 )
 
 TEXT = "It was a dark and stormy night\n"

@@ -37,6 +37,8 @@ def test_info_lists_models_or_details_one(deqlm):
     assert "tiny (default)" in out
     assert "12.35M" in out
     assert "word 100" in out
+    assert "deqlm 0.1.0 (0123456789ab), torch 2.13.0 at " in out
+    assert "0123456789abcdef" in out
     details = deqlm("info", "--model", "tiny")[1]
     assert re.search(r"^default_solver.tol +0.001$", details, re.MULTILINE)
     assert json.loads(deqlm("info", "--json")[1])["models"][0]["n_parameters"] == 12_345_678

@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.loadtest.made import lines
@@ -130,6 +131,55 @@ def test_a_server_that_dies_midway(loadtest, process, tmp_path):
     assert {"OK", "UNAVAILABLE"} <= {record["status"] for record in records}
     assert "OK" in told
     assert loadtest("report", out)[0] == 1
+
+
+def test_a_sending_process_that_dies(loadtest, live_server, tmp_path):
+    out = tmp_path / "run"
+
+    def kill_one():
+        until = time.monotonic() + 60
+        while not lines(out, "requests-1.jsonl") and time.monotonic() < until:
+            time.sleep(0.05)
+        (one, *_) = [
+            child
+            for child in psutil.Process().children(recursive=True)
+            if "loadtest.worker" in child.cmdline()
+        ]
+        one.kill()
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    code, told, progress = loadtest(
+        "run", "--address", live_server.address, "--metrics", "none", "--out", out, *SMALL,
+        "--load.rates", "10", "--load.seconds", "600",
+    )  # fmt: skip
+    killer.join()
+    assert code == 1
+    assert "a sending process ended with code -9" in progress
+    assert "OK" in told
+
+
+@pytest.mark.slow
+def test_a_server_that_hangs(loadtest, process, tmp_path):
+    """It takes connections and answers nothing: the run ends when it has not told its health."""
+    ready = process.wait_ready()
+    out = tmp_path / "run"
+
+    def stop_amid():
+        until = time.monotonic() + 60
+        while not lines(out, "requests-*.jsonl") and time.monotonic() < until:
+            time.sleep(0.05)
+        process.process.send_signal(signal.SIGSTOP)
+
+    stopper = threading.Thread(target=stop_amid)
+    stopper.start()
+    code, _, progress = loadtest(
+        "run", "--address", ready[2], "--metrics", "none", "--out", out, *SMALL,
+        "--load.rates", "10", "--load.seconds", "600",
+    )  # fmt: skip
+    stopper.join()
+    assert code == 1
+    assert "the server has not told its health in 20 s" in progress
 
 
 def test_an_interrupt_keeps_what_there_is(live_server, tmp_path):

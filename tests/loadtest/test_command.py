@@ -1,5 +1,6 @@
 """``deqlm loadtest`` against a real server, in short."""
 
+import json
 import threading
 
 import pytest
@@ -105,3 +106,25 @@ def test_calls_of_somebody_else_show_in_the_counts(loadtest, target, tmp_path):
         other.join()
     assert code == 3, told + progress
     assert "Score answered: the server counted" in progress
+
+
+@pytest.mark.slow
+def test_a_sweep_past_saturation(loadtest, target, tmp_path):
+    """What overload does must show: answers level off, and latency and failures grow."""
+    out = tmp_path / "run"
+    code, told, progress = loadtest(
+        "run", *target, "--load.times", "0.3,1,4", "--load.seconds", "8", "--out", out,
+        "--timeout-s", "2", "--repeats", "2", "--owners", "3", "--processes", "3",
+    )  # fmt: skip
+    assert code == 0, told + progress
+    figures = {one["label"]: one for one in json.loads((out / "figures.json").read_text())}
+    low, high = figures["0.3 × capacity"], figures["4 × capacity"]
+    assert len(low["repeats"]) == len(high["repeats"]) == 2
+    assert high["load"] > 5 * low["load"]
+    assert high["seconds"]["all, whole"]["p50"] > low["seconds"]["all, whole"]["p50"]
+    assert high["repeats"][0]["good_share"] < low["repeats"][0]["good_share"]
+    assert high["repeats"][0]["failed_share"] > 0.1
+    answered = [one["answered_per_s"] for one in high["repeats"]]
+    assert max(answered) < 0.8 * high["load"]
+    code, told, _ = loadtest("compare", out, out)
+    assert code == 0 and "0 of " in told

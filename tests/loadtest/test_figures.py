@@ -174,6 +174,16 @@ def test_a_call_that_was_given_up_may_have_ended_in_any_way():
     ]
 
 
+def test_what_grpc_finds_by_itself_the_server_need_not_have_counted():
+    told = record(calls=[("Score", "INTERNAL")], status="INTERNAL", reason="ENGINE_FAILED")
+    found = record(calls=[("Score", "INTERNAL (untold)")], status="INTERNAL", reason="RST_STREAM")
+    assert disagree([found], {}) == disagree([found], {ended("Score", "scored"): 1}) == []
+    assert disagree([told], {}) == [
+        "Score in all: the server counted 0, the client 1",
+        "calls that failed with INTERNAL: the server counted 0, the client 1",
+    ]
+
+
 def test_records_come_back_from_disk(tmp_path):
     one = record("generate", at_s=1.0, times_s=[1.25, 1.5], generated=2, reason="X")
     path = tmp_path / "requests-0.jsonl"

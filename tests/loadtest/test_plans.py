@@ -135,7 +135,7 @@ def test_a_trace_is_replayed_as_it_was_recorded(tmp_path):
     path = tmp_path / "trace.jsonl"
     recorded = [plan(KINDS[i % 6], at_s=i / 10, words=i + 1, max_tokens=3) for i in range(12)]
     path.write_text("".join(map(to_line, reversed(recorded))))
-    found = list(replayed(stage(pattern="trace", times=2.0), read_trace(path)))
+    found = list(replayed(stage(pattern="trace", times=2.0), read_trace(path), Size()))
     assert [one.at_s for one in found] == [one.at_s / 2 for one in recorded]
     told = [(one.kind, one.words, one.max_tokens) for one in recorded]
     assert [(one.kind, one.words, one.max_tokens) for one in found] == told

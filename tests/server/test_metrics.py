@@ -8,8 +8,8 @@ from pathlib import Path
 import grpc
 import pytest
 
+from cli.build import this_build
 from deqlm.v1 import common_pb2, generation_pb2
-from server.build import revision, this_build
 from server.engine.solve import Solved
 from server.metrics.counts import Metrics
 from tests.server.calls import ENDLESS, Stubs, to_input
@@ -152,15 +152,6 @@ def test_what_runs(server):
     assert versions.torch == metadata.version("torch")
     model = f'device="cpu",dtype="{str(engine.dtype)[6:]}",fingerprint="{engine.fingerprint}"'
     assert metrics[f'deqlm_model_info{{{model},model="pieces",solver="broyden"}}'] == 1
-
-
-def test_a_revision_is_the_one_that_the_build_has_noted(tmp_path):
-    noted = tmp_path / "server" / "REVISION"
-    assert revision(noted) == "unknown"
-    revision.cache_clear()
-    noted.parent.mkdir()
-    noted.write_text("0123456789ab\n")
-    assert revision(noted) == "0123456789ab"
 
 
 def test_gauges(server):

@@ -75,8 +75,14 @@ def test_a_signal_ends_it_in_an_orderly_way(tiny_models, number):
         process.process.send_signal(number)
     assert process.wait() == 0
     text = "".join(process.lines)
-    loaded = r"loaded model tiny: 3,991 parameters, float(16|32) on cpu \(threads: 1\), "
+    loaded = (
+        r"loaded model tiny: [0-9a-f]{16}, 3,991 parameters, float(16|32) on cpu \(threads: 1\), "
+    )
     assert re.search(loaded + "solves begin at zeros, in", text)
+    began = (
+        r"deqlm 0\.1\.0 \((unknown|[0-9a-f]{12}(-dirty)?)\), torch 2\.\S+, Python 3\.\S+, models on"
+    )
+    assert re.search(began, text)
     assert "stopped" in text
     assert "Traceback" not in text
 

@@ -58,6 +58,20 @@ def rapid_reset(address: str, next_round: Round) -> None:
                     break
 
 
+def rapid_resets(address: str, next_round: Round) -> None:
+    """The same from many connections at once: others' calls wait behind, and are not dropped."""
+    with ExitStack() as stack:
+        many = [stack.enter_context(Raw(address)) for _ in range(24)]
+        for begin in range(1, 2000, 100):
+            for raw in many:
+                frames: list[Frame] = []
+                for stream_id in range(begin, begin + 100, 2):
+                    asked = data_frames(stream_id, message(ASK))
+                    frames += [raw.headers(stream_id), *asked, RstStreamFrame(stream_id, 8)]
+                raw.send(*frames)
+        next_round()
+
+
 def huge_headers(address: str, next_round: Round) -> None:
     """A header of a megabyte, and a megabyte of small ones."""
     plain = b"\x00\x03x-a"  # not to be indexed
@@ -223,6 +237,7 @@ ATTACKS: dict[str, Callable[[str, Round], None]] = {
     "garbage": garbage,
     "other protocols": other_protocols,
     "rapid reset": rapid_reset,
+    "rapid resets": rapid_resets,
     "huge headers": huge_headers,
     "continuation flood": continuation_flood,
     "ping flood": flood(lambda index: PingFrame(0, index.to_bytes(8, "big"))),

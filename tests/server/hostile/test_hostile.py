@@ -16,6 +16,8 @@ from tests.server.test_process import ROOT, Process
 SERVING = health_pb2.HealthCheckResponse.SERVING
 SLOWEST_S = 10.0
 """An answer takes a few milliseconds; with others on the machine this is generous."""
+BEHIND_OTHERS_S = 50.0
+"""One that comes behind thousands of calls which are none, each of which takes its time."""
 MORE_BYTES = 128 << 20
 """What memory may be above that of a server that has had no attack."""
 
@@ -119,7 +121,7 @@ def test_others_have_their_answers(target: Target, process: Process, name: str) 
         assert target.seen.num_fds() <= target.files + 4
         assert target.is_serving()
     assert neighbour.error is None
-    assert neighbour.slowest_s < SLOWEST_S
+    assert neighbour.slowest_s < (BEHIND_OTHERS_S if name == "rapid resets" else SLOWEST_S)
     assert target.seen.memory_info().rss < target.bytes + MORE_BYTES
     log = "".join(process.lines[lines:])
     # gRPC itself logs calls that are gone when their answer is ready.

@@ -1,5 +1,6 @@
 """No principal uses more than it may, and others notice nothing of it."""
 
+import asyncio
 import threading
 
 import pytest
@@ -7,11 +8,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deqlm.v1 import common_pb2, generation_pb2, scoring_pb2, session_pb2
+from deqlm.v1.common_pb2 import BUDGET_POLICY_ERROR
+from server.call import Call
+from server.engine.errors import (
+    DeadlineExceeded,
+    EngineFailed,
+    EngineStopped,
+    NotConverged,
+    OutOfMemory,
+    QueueFull,
+)
+from server.errors import SlowReader
 from server.security.errors import QuotaExceeded
 from server.security.principals import Principal, Quotas
 from server.security.quotas import Bucket, Meter, Meters
-from tests.server.calls import FLUSH, TIMEOUT_S, fails, to_input
+from tests.server.calls import ENDLESS, FLUSH, TIMEOUT_S, fails, to_input
 from tests.server.security.people import TOKENS, people, stubs_of, write
+from tests.server.test_contention import wait_until_idle, wait_until_running
 
 
 class Clock:
@@ -37,6 +50,16 @@ class TestBucket:
         bucket.take(180, now=0.0)
         assert bucket.wait_s(1, now=0.0) == pytest.approx(121.0)
         assert bucket.wait_s(0, now=120.0) == pytest.approx(1.0), "nothing costs something as well"
+
+    def test_another_size_forgets_nothing(self):
+        bucket = Bucket(60, now=0.0)
+        bucket.take(90, now=0.0)
+        for size in (600, 6, 60):
+            bucket.resize(size, now=0.0)
+        assert bucket.wait_s(1, now=0.0) == pytest.approx(31.0), "the debt is what it was"
+        bucket.resize(120, now=30.0)
+        assert bucket.wait_s(60, now=30.0) == 0.0
+        assert bucket.wait_s(61, now=30.0) == pytest.approx(0.5)
 
     @given(
         rate=st.integers(1, 1000),
@@ -91,8 +114,22 @@ class TestMeter:
         meter.take_tokens(100)
         with pytest.raises(QuotaExceeded, match="100 tokens per minute, of which this takes 7"):
             meter.take_tokens(7)
-        meter.add_tokens(-10)
+        meter.give_back(10)
         meter.take_tokens(7)
+
+    def test_other_quotas_are_no_full_ones(self):
+        meters = Meters(Clock())
+
+        def ann(most):
+            quotas = Quotas(tokens_per_minute=most)
+            return meters.of(Principal(name="ann", rights=frozenset(), quotas=quotas))
+
+        ann(100).take_tokens(60)
+        with pytest.raises(QuotaExceeded):
+            ann(50).take_tokens(1)
+        with pytest.raises(QuotaExceeded):
+            ann(101).take_tokens(42)
+        ann(101).take_tokens(41)
 
     def test_other_quotas_hold_when_the_file_says_so(self):
         meters = Meters(Clock())
@@ -163,8 +200,79 @@ def test_generated_tokens_count(guarded):
     stop = generation_pb2.StopOptions(max_tokens=40, ignore_eos=True)
     request = generation_pb2.GenerateRequest(prompt=to_input([1, 2]), stop=stop)
     assert len(list(of(server).generate(request))) == 42, "what has begun is finished"
-    told = is_refused(server, lambda: list(of(server).generate(request)), "tokens")
+    told = is_refused(server, lambda: of(server).score([1, 2]), "tokens")
     assert 60 < told.retry_s <= 72, "and is paid for afterwards"
+
+
+def test_generations_side_by_side_do_not_overspend(guarded):
+    server = guarded(tokens_per_minute=50)
+    stop = generation_pb2.StopOptions(max_tokens=40, ignore_eos=True)
+    endless = generation_pb2.GenerateRequest(prompt=to_input([1, 2]), stop=stop, solver=ENDLESS)
+    first = of(server).generate(endless)
+    wait_until_running(server)
+    is_refused(server, lambda: list(of(server).generate(endless)), "tokens")
+    first.cancel()
+    wait_until_idle(server)
+    # What it did not draw is there again, what it had read is not.
+    is_refused(server, lambda: of(server).score([7] * 49), "tokens")
+    assert of(server).score([7] * 45).position == 45
+
+
+def test_what_is_not_drawn_is_given_back(guarded):
+    server = guarded(tokens_per_minute=50)
+    stop = generation_pb2.StopOptions(max_tokens=40, stop_ids=range(server.engine().config.n_token))
+    request = generation_pb2.GenerateRequest(prompt=to_input([1, 2]), stop=stop)
+    assert list(of(server).generate(request))[-1].finished.generated_tokens == 1
+    assert of(server).score([7] * 45).position == 45
+
+
+class TestFailedWork:
+    """The server's failures cost nothing; what a client breaks off was work all the same."""
+
+    def call(self):
+        meter = Meter("ann", Quotas(tokens_per_minute=100), Clock())
+        return Call(None, "Score", "id", "ann", "owner ann", 0.0, None, meter=meter)
+
+    @pytest.mark.parametrize(
+        ("error", "left"),
+        [
+            (EngineFailed("broken"), 100),
+            (QueueFull("full", retry_after_s=1.0), 100),
+            (OutOfMemory("none", retry_after_s=1.0), 100),
+            (EngineStopped("over"), 100),
+            (asyncio.CancelledError(), 37),
+            (DeadlineExceeded("late"), 37),
+            (NotConverged("far"), 37),
+            (SlowReader(1.0), 37),
+        ],
+        ids=lambda value: type(value).__name__,
+    )
+    def test_what_is_left(self, error, left):
+        call = self.call()
+        with pytest.raises(type(error)), call.charged(60, more=40) as charge:
+            charge.used += 3
+            raise error
+        with call.charged(left):
+            pass
+        with pytest.raises(QuotaExceeded), call.charged(1):
+            raise AssertionError
+
+    def test_unconverged(self, guarded):
+        server = guarded(tokens_per_minute=100)
+        told = fails(lambda: of(server).score([7] * 60, budget=common_pb2.Budget(max_calls=0)))
+        assert told.code == "INVALID_ARGUMENT"
+        tight = common_pb2.SolverOptions(max_nfe=1, tol=1e-9, policy=BUDGET_POLICY_ERROR)
+        assert fails(lambda: of(server).score([7] * 60, solver=tight)).reason == "UNCONVERGED"
+        is_refused(server, lambda: of(server).score([7] * 60), "tokens")
+
+
+def test_a_file_that_is_read_anew_does_not_fill_quotas(guarded):
+    server = guarded(tokens_per_minute=60)
+    of(server).score([7] * 50)
+    for most in (61, 60):
+        write(server.server.config.auth_file, people(ann={"quotas": {"tokens_per_minute": most}}))
+        server.server.reload()
+        is_refused(server, lambda: of(server).score([7] * 30), "tokens")
 
 
 def test_a_stream_ends_where_there_are_no_tokens_left(guarded):

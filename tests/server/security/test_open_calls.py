@@ -1,0 +1,151 @@
+"""Whoever is not let in any more has no call that goes on."""
+
+import datetime
+import threading
+
+import grpc
+import pytest
+import trustme
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from client.credentials import Tls
+from client.errors import Unauthenticated
+from client.sync import Client
+from deqlm.v1 import generation_pb2
+from tests.server.calls import ENDLESS, FLUSH, TIMEOUT_S, fails, failure, to_input
+from tests.server.security.certificates import issue, server_options
+from tests.server.security.people import TOKENS, bearer, entry, people, stubs_of, write
+from tests.server.test_contention import wait_until_idle, wait_until_running
+
+
+@pytest.fixture
+def guarded(make_server, tmp_path):
+    """A server that asks who calls."""
+    path = write(tmp_path / "auth.yaml", people())
+    return make_server(auth_file=path, open_metrics=True)
+
+
+def now_are(server, content):
+    """Another file holds from now on."""
+    write(server.server.config.auth_file, content)
+    server.server.reload()
+
+
+class Stream:
+    """A ScoreStream that says nothing more after its first tokens, until it is told to."""
+
+    def __init__(self, server, name, session_id=None):
+        self.over = threading.Event()
+        fields = {} if session_id is None else {"session_id": session_id}
+        self.answers = stubs_of(server.channel, name).stream(self._messages(), **fields)
+        assert next(self.answers).committed_position == 3
+
+    def _messages(self):
+        yield [5, 6, 7]
+        yield FLUSH
+        self.over.wait(TIMEOUT_S)
+        yield [8]
+
+    def ending(self):
+        """What its client is told, who says nothing meanwhile."""
+        try:
+            with pytest.raises(grpc.RpcError) as caught:
+                list(self.answers)
+            return failure(caught.value)
+        finally:
+            self.over.set()
+
+
+def test_a_token_that_is_taken_away_ends_its_streams(guarded):
+    ann, bob = stubs_of(guarded.channel, "ann"), stubs_of(guarded.channel, "bob")
+    session = ann.create()
+    mine, other = Stream(guarded, "ann", session), Stream(guarded, "bob")
+    now_are(guarded, people(ann={"tokens": []}))
+    told = mine.ending()
+    assert (told.code, told.reason) == ("UNAUTHENTICATED", "UNAUTHENTICATED")
+    assert told.message.startswith("the caller must be known")
+    assert fails(lambda: ann.get(session)).code == "UNAUTHENTICATED"
+    other.over.set()
+    assert list(other.answers)[-1].committed_position == 4, "nobody else notices"
+    now_are(guarded, people())
+    view = ann.get(session)
+    assert (view.position, view.busy) == (3, False), "what was answered is kept"
+    metrics = guarded.metrics()
+    assert metrics['deqlm_auth_failures_total{reason="unknown_token"}'] == 2
+    assert bob.score("It").position == 1
+
+
+def test_a_token_that_becomes_somebody_elses_ends_them_too(guarded):
+    stream = Stream(guarded, "ann")
+    tokens = [entry(TOKENS["bob"]), entry(TOKENS["ann"])]
+    now_are(guarded, people(ann={"tokens": []}, bob={"tokens": tokens}))
+    assert stream.ending().code == "UNAUTHENTICATED"
+
+
+def test_a_token_that_expires_ends_them(make_server, tmp_path):
+    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=4)
+    content = people(bob={"tokens": [entry(TOKENS["bob"], expires=soon)]})
+    server = make_server(auth_file=write(tmp_path / "auth.yaml", content))
+    assert Stream(server, "bob").ending().code == "UNAUTHENTICATED"
+    assert datetime.datetime.now(datetime.UTC) >= soon
+
+
+def test_a_right_that_is_taken_away_ends_what_needs_it(guarded):
+    ann = stubs_of(guarded.channel, "ann")
+    stream = Stream(guarded, "ann")
+    request = generation_pb2.GenerateRequest(prompt=to_input([1, 2]), solver=ENDLESS)
+    generation = ann.generate(request)
+    wait_until_running(guarded)
+    now_are(guarded, people(ann={"rights": ["score"]}))
+    told = fails(lambda: list(generation))
+    assert (told.code, told.reason) == ("PERMISSION_DENIED", "PERMISSION_DENIED")
+    assert "Generate needs the right generate, which 'ann' does not have" in told.message
+    stream.over.set()
+    assert list(stream.answers)[-1].final
+    wait_until_idle(guarded)
+
+
+def test_a_watch_of_health_ends(guarded):
+    stub = health_pb2_grpc.HealthStub(guarded.channel)
+    request = health_pb2.HealthCheckRequest()
+    watch = stub.Watch(request, timeout=TIMEOUT_S, metadata=bearer(TOKENS["mon"]))
+    assert next(watch).status == 1
+    now_are(guarded, people(mon={"tokens": []}))
+    assert fails(lambda: list(watch)).code == "UNAUTHENTICATED"
+
+
+def test_another_file_that_says_the_same_ends_nothing(guarded):
+    stream = Stream(guarded, "ann")
+    tokens = [entry(TOKENS["ann"], note="the same"), entry("another")]
+    quotas = {"requests_per_minute": 1000}
+    now_are(guarded, people(ann={"tokens": tokens, "quotas": quotas}))
+    guarded.run(looked(guarded))
+    stream.over.set()
+    assert list(stream.answers)[-1].final
+    assert len(guarded.server._guarding.gate.open_calls) == 0
+
+
+async def looked(server):
+    server.server._guarding.gate.open_calls.look()
+
+
+def test_a_certificate_that_stands_for_nobody_any_more(make_server, tmp_path):
+    authority = trustme.CA()
+    files = issue(tmp_path, "server", authority, "127.0.0.1")
+    ann = issue(tmp_path, "ann", authority, "ann.example.org")
+    path = write(tmp_path / "auth.yaml", people(ann={"identities": ["dns:ann.example.org"]}))
+    server = make_server(**server_options(files, tls_client_ca=files.ca, auth_file=path))
+    over = threading.Event()
+
+    def pieces():
+        yield [5, 6, 7]
+        over.wait(TIMEOUT_S)
+
+    tls = Tls(ca=files.ca, cert=ann.cert, key=ann.key)
+    with Client(server.address, tls=tls) as client:
+        answers = client.score_stream(pieces())
+        assert next(answers).committed_position == 3
+        now_are(server, people())
+        with pytest.raises(Unauthenticated):
+            list(answers)
+        over.set()
