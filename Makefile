@@ -17,6 +17,7 @@ setup: $(INSTALLED) proto ## virtual environment with everything pinned, stubs, 
 
 test: lint audit ## set-up, lint, types and the quick tests
 	scripts/redis
+	scripts/prometheus
 	$(BIN)/python -m pytest -q -m "not slow and not gpu"
 
 demo: setup ## start a server on the bundled checkpoint, use it, stop it
@@ -36,6 +37,7 @@ proto: $(INSTALLED) ## generate the gRPC stubs that are out of date
 
 slow: setup ## the tests that take longer
 	scripts/redis
+	scripts/prometheus
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
 
 audit: setup ## look the locked packages up among known vulnerabilities, where the network allows it

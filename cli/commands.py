@@ -38,6 +38,10 @@ COMMANDS: dict[str, Command] = {
         target="client.commands.info:main",
         summary="tell what models a server has loaded, and their limits",
     ),
+    "health": Command(
+        target="client.commands.health:main",
+        summary="tell by the exit code whether a server answers calls",
+    ),
     "check": Command(
         target="client.commands.check:main",
         summary="look whether everything in a server adds up",

@@ -27,6 +27,17 @@ __all__ = ["BlockFunction", "BlockResult", "DEQLanguageModel", "TrainingResult",
 Initial = Literal["normal", "uniform"]
 
 
+class _Injection(nn.Linear):
+    """A linear layer without its own first weights: ``reset`` of the model makes them.
+
+    ``nn.utils.skip_init`` does so by tensors without storage, for which torch imports what takes a
+    second: a third of the time until a server is ready.
+    """
+
+    def reset_parameters(self) -> None:
+        """Nothing."""
+
+
 class DEQLanguageModel(nn.Module):
     """Embedding, injection, equilibrium and softmax."""
 
@@ -35,7 +46,7 @@ class DEQLanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = AdaptiveEmbedding(config)
-        self.injection = nn.utils.skip_init(nn.Linear, config.d_model, 3 * config.d_model)
+        self.injection = _Injection(config.d_model, 3 * config.d_model)
         self.f = EquilibriumParameters(config)
         self.softmax = AdaptiveLogSoftmax(config, self.embedding)
 

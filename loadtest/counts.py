@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Final
 
+from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from client.credentials import is_here
@@ -103,7 +104,7 @@ def parse(text: str) -> Page:
     """The samples that matter, summed over models. Raises ValueError."""
     counters: dict[Key, float] = {}
     gauges: dict[str, float] = {}
-    for family in text_string_to_metric_families(text):
+    for family in _families(text):
         for sample in family.samples:
             if sample.name in COUNTERS:
                 labels = sorted((k, v) for k, v in sample.labels.items() if k != "model")
@@ -115,3 +116,10 @@ def parse(text: str) -> Page:
     if "running" not in gauges:
         raise ValueError("it does not have deqlm_num_requests_running")
     return Page(counters, gauges)
+
+
+def _families(text: str) -> list[Metric]:
+    try:
+        return list(text_string_to_metric_families(text))
+    except Exception as error:  # of no kind in particular, and often without a word
+        raise ValueError(f"it cannot be read ({type(error).__name__}) {error}".rstrip()) from None

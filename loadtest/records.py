@@ -87,6 +87,14 @@ class Record:
 
 _FIELDS: Final = frozenset(item.name for item in fields(Record))
 _PLAN: Final = frozenset(item.name for item in fields(Planned))
+_NUMBER: Final = (int, float)
+_KINDS: Final = {
+    **dict.fromkeys(("stage", "process", "scored", "generated", "unconverged"), (int,)),
+    **dict.fromkeys(("at_s", "done_s", "logprob", "nfe", "queue_s"), _NUMBER),
+    **dict.fromkeys(("status", "reason", "kind"), (str,)),
+    "sent_s": (*_NUMBER, type(None)),
+}
+"""Of what is sorted, counted and added up; nothing else keeps a file from being read."""
 
 
 def _rounded(value: Any) -> Any:
@@ -102,6 +110,11 @@ def from_json(value: Any) -> Record:
     if set(value) != _FIELDS or set(value["plan"]) != _PLAN:
         raise ValueError("it has other fields than a record")
     calls = [(str(method), str(status)) for method, status in value["calls"]]
+    for name, kinds in _KINDS.items():
+        if type(found := value.get(name, value["plan"].get(name))) not in kinds:
+            raise ValueError(f"{name} must not be {found!r}")
+    if any(type(seconds) not in _NUMBER for seconds in value["times_s"]):
+        raise ValueError("times_s must be numbers")
     return Record(**value | {"plan": Planned(**value["plan"]), "calls": calls})
 
 
@@ -126,7 +139,7 @@ def _values(file: IO[str], path: Path) -> Iterator[Any]:
             return
         try:
             yield json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise RecordError(f"{path}, line {number}: is no JSON") from None
 
 

@@ -99,7 +99,7 @@ def _about(path: Path) -> dict[str, Any]:
         return about
     except OSError as error:
         raise RecordError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise RecordError(f"{path} is no JSON") from None
 
 

@@ -29,7 +29,12 @@ _STORES = "memory, sqlite:PATH or redis://HOST:PORT/DB"
 _COLLECTOR = re.compile(r"(https?://[^/@\s]+:\d+)?")
 _COLLECTORS = "http://HOST:PORT or https://HOST:PORT"
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
-_BUNDLED = Path(__file__).resolve().parent.parent / "models"
+_HERE = Path(__file__).resolve().parent
+_BUNDLED = next(
+    (path for path in (_HERE / "bundled", _HERE.parent / "models") if path.is_dir()),
+    _HERE / "bundled",
+)
+"""That of the installed package, or that of the source tree."""
 
 # Fields that only need to be at least something; what needs more has a check of its own.
 _AT_LEAST: dict[str, int] = {

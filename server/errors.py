@@ -221,6 +221,8 @@ RULES: tuple[Rule, ...] = (
     Rule(tokenizer_errors.InvalidTokenIdError, _Code.INVALID_ARGUMENT, "INVALID_REQUEST"),
     Rule(tokenizer_errors.UnknownWordError, _Code.INVALID_ARGUMENT, "INVALID_REQUEST"),
 )
+REFUSALS = frozenset({_Code.RESOURCE_EXHAUSTED, _Code.UNAVAILABLE})
+"""Statuses of calls for which there is no room, or that nobody takes."""
 INTERNAL = Rule(Exception, _Code.INTERNAL, "INTERNAL")
 """Of everything else: a defect."""
 

@@ -13,9 +13,9 @@ from grpc_status import rpc_status
 
 from server.call import Call
 from server.engine.errors import QueueFull
-from server.errors import SlowReader, rule_for, to_status
+from server.errors import REFUSALS, SlowReader, rule_for, to_status
 from server.logs import ABOUT, About
-from server.metrics.counts import Metrics
+from server.metrics.counts import MEASURED, Metrics
 from server.refusals import why
 from server.security.errors import QuotaExceeded, SecurityError
 from server.security.gate import Gate, before
@@ -23,12 +23,10 @@ from server.tracing.current import CURRENT, Tracer
 from server.wire import checked, lenient
 
 PACKAGE = "/deqlm.v1."
-_MEASURED = frozenset({"Score", "ScoreStream", "Generate"})
 _MESSAGES = frozenset({"Score", "Generate"})
 """Methods of one request, whose work waits in the queue."""
 _Code = grpc.StatusCode
 _ABORTED = frozenset({_Code.CANCELLED, _Code.DEADLINE_EXCEEDED})
-_REFUSED = frozenset({_Code.RESOURCE_EXHAUSTED, _Code.UNAVAILABLE})
 _CLOCK_SKEW_S = 0.1
 """A client counts its deadline from before the call was on its way: it gives up a bit earlier."""
 
@@ -174,7 +172,7 @@ class Guard(grpc.aio.ServerInterceptor):
         rule = rule_for(error)
         if rule.code is grpc.StatusCode.INTERNAL:
             _log.error("%s failed", call.method, exc_info=error, extra=_fields(call))
-        if rule.code in _REFUSED:
+        if rule.code in REFUSALS:
             self._metrics.rejected(call.model, rule.reason)
         # A message of a stream comes long after its call.
         if isinstance(error, QueueFull | QuotaExceeded) and call.method in _MESSAGES:
@@ -198,7 +196,7 @@ class Guard(grpc.aio.ServerInterceptor):
 
     def _note_end(self, call: Call, reason: str) -> None:
         call.ended = time.monotonic()
-        if call.method in _MEASURED:
+        if call.method in MEASURED:
             seconds = call.ended - call.started
             self._metrics.call_ended(call.model, call.method, reason, seconds, call.trace)
 

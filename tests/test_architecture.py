@@ -181,6 +181,17 @@ def test_light_modules_load_nothing_heavy() -> None:
     assert loaded & (LEARNING | {"deq_model", "training", "loadtest"}) == set(), names
 
 
+def test_reading_a_checkpoint_loads_no_symbolic_mathematics() -> None:
+    """torch imports it for tensors without storage, and a server starts a second later for it."""
+    folder = ROOT / "models" / "shakespeare-ift"
+    loaded = modules_after(
+        "import torch\nfrom pathlib import Path\nfrom deq_model.checkpoint import load_checkpoint\n"
+        f"load_checkpoint(Path({str(folder)!r}), device=torch.device('cpu'))"
+    )
+    assert "torch" in loaded
+    assert "sympy" not in loaded
+
+
 def test_the_load_test_loads_nothing_of_learning() -> None:
     found = [path for path in sources() if path.parts[0] == "loadtest"]
     loaded = modules_after("\n".join(f"import {module_name(path)}" for path in found))

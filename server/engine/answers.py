@@ -2,8 +2,10 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+import torch
 
 from server.engine.drawing import announce_prompt
 from server.engine.errors import EngineError, EngineFailed, OutOfMemory
@@ -40,13 +42,19 @@ class Answers:
             log.exception("job %s failed", work.job.job_id, extra=_about(work))
             self.break_off([work], error)
 
-    def break_off(self, works: list[Work], error: Exception) -> None:
+    def break_off(self, works: Iterable[Work], error: Exception) -> None:
         """Ends jobs that a defect has hit; where memory ran out, what is kept makes room."""
         is_full = is_out_of_memory(error)
         for work in works:
             self.fail(work, _no_memory() if is_full else EngineFailed("internal error"))
         if is_full:
-            self._sharing.clear()
+            self.make_room()
+
+    def make_room(self) -> None:
+        """Drops what is kept to spare work: somebody needs the memory."""
+        self._sharing.clear()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
     def finish(self, run: Run) -> None:
         """Takes in a run that is done, and answers its job if that was the last."""

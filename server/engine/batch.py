@@ -49,6 +49,21 @@ class Accepted:
     solved: Solved
 
 
+@dataclass(frozen=True, slots=True)
+class Called:
+    """What a call of f has told.
+
+    Attributes:
+        layout: its rows.
+        residual: of each, relative.
+        verdicts: the tokens that are done.
+    """
+
+    layout: Layout
+    residual: list[float]
+    verdicts: list[Verdict]
+
+
 class Batch:
     """The solver's side of the engine: rows in, accepted tokens out."""
 
@@ -176,13 +191,24 @@ class Batch:
         """One call of f on all active rows; accepted tokens are in their memory afterwards.
 
         Args:
-            scheduler: whose running sequences take part; it is told who is done.
+            scheduler: of the sequences that take part; it is told who is done.
             options: of each sequence.
 
         Returns:
             The accepted tokens, each sequence's in order.
         """
-        layout = self._layouts.of(scheduler.active)
+        called = self.call(options)
+        accepted = self.keep(called.verdicts)
+        self.leave(scheduler, called)
+        return accepted
+
+    def call(self, options: Options) -> Called:
+        """One call of f on the active rows of the sequences in ``options``.
+
+        Where it raises it may be made again, with the same sequences or fewer, once ``begin_anew``
+        has been told of those.
+        """
+        layout = self._layouts.of([sequence for sequence in options if sequence.granted])
         if relearning := self._ledger.relearning(layout):
             self._solver.forget(sent(relearning, self._injection.device))
         new = self._choose_anchors(layout, options)
@@ -191,10 +217,39 @@ class Batch:
         )
         error = [0.0] * len(residual) if self._int8 is None else self._int8.error_by_row()
         self._ledger.note(layout, residual, error)
-        verdicts = self._ledger.judge(layout, options, residual)
-        accepted = self._store(verdicts)
-        self._ledger.leave(scheduler, layout, verdicts, residual)
+        return Called(layout, residual, self._ledger.judge(layout, options, residual))
+
+    def begin_anew(self, sequences: Seq[Sequence]) -> None:
+        """Has solves that a call failed amid begin again where they stand.
+
+        Nobody knows how far the call came: some rows may have moved and others not, a history may
+        be half written, an anchor may not be the one that was chosen. Where a solve stands is
+        always a state to begin at, so that is all that is kept of it.
+        """
+        rows = [row for sequence in sequences for row in sequence.active]
+        at = sent(rows, self._injection.device)
+        self._solver.start(at, self._solver.propose(at))
+        for row in rows:
+            self._ledger.begin_anew(row)
+
+    def keep(self, verdicts: list[Verdict]) -> list[Accepted]:
+        """Puts tokens that the last call has brought to their ends into their memory.
+
+        Where it raises nothing has changed that matters: it may be done again, also in parts.
+        """
+        if not verdicts:
+            return []
+        kept = self._calls.keep(verdicts)
+        accepted = []
+        for i, (verdict, least) in enumerate(zip(verdicts, kept.best_residual, strict=True)):
+            sequence, solved = verdict.sequence, verdict.solved(least)
+            self._slab.advance(sequence.slot, sequence.start + verdict.index + 1, solved)
+            accepted.append(Accepted(sequence, verdict.index, kept.z_star[i], solved))
         return accepted
+
+    def leave(self, scheduler: Scheduler, called: Called) -> None:
+        """Has tokens that are done leave their windows, in sequences that still run."""
+        self._ledger.leave(scheduler, called.layout, called.verdicts, called.residual)
 
     def _choose_anchors(self, layout: Layout, options: Options) -> list[bool]:
         """Sets what the feed-forward's rows are differences from; which get an anchor now."""
@@ -206,17 +261,6 @@ class Batch:
         anchors = [row if has_one else self._int8.zero for row, has_one in rows]
         self._int8.set_rows(torch.tensor(anchors), torch.tensor(exact))
         return exact
-
-    def _store(self, verdicts: list[Verdict]) -> list[Accepted]:
-        if not verdicts:
-            return []
-        kept = self._calls.keep(verdicts)
-        accepted = []
-        for i, (verdict, least) in enumerate(zip(verdicts, kept.best_residual, strict=True)):
-            sequence, solved = verdict.sequence, verdict.solved(least)
-            self._slab.advance(sequence.slot, sequence.start + verdict.index + 1, solved)
-            accepted.append(Accepted(sequence, verdict.index, kept.z_star[i], solved))
-        return accepted
 
 
 class _Table:

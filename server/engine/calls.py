@@ -88,12 +88,12 @@ class PackedCalls:
         """See ``Calls``."""
         parts = self._parts
         if layout is not self._layout:
-            self._layout = layout
             self._packing = (
                 Packing(layout, parts.slab, parts.f.hidden)
                 if self._rings is None
                 else self._rings.lay(layout)
             )
+            self._layout = layout  # last: what fails before is to be done again
         rows = self._packing.rows
         z = self._z = parts.solver.propose(rows)
         query, key, value = parts.f.channels(z, parts.injection[rows])

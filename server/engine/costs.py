@@ -15,9 +15,6 @@ anything beyond. 0.7 is right for the one where widths are usual, and near for t
 one costs little: around the best width the speed is flat.
 """
 
-REPEATS = 5
-"""How often a call of a size is timed; the quickest counts, the others were disturbed."""
-
 _MOST_ROWS = 1 << 20
 
 
@@ -99,7 +96,7 @@ def measure(
     """
     points: list[tuple[int, float]] = []
     for rows in _counts(most_rows):
-        points.append((rows, min(time_call(rows) for _ in range(REPEATS))))
+        points.append((rows, time_call(rows)))
         if points[-1][1] > longest_s:
             break
     return CostCurve.measured(points)

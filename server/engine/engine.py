@@ -180,7 +180,7 @@ class Engine:
         self._errands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._accepting = False
         self._stopping = False
-        self._candidates_turn = False
+        self._candidates_turn = self._stumbled = False
         self._thread = threading.Thread(target=self._loop, name=f"engine-{name}", daemon=True)
 
     @property
@@ -384,12 +384,22 @@ class Engine:
             self._runner.loosen_to = self.limits.overload_tol if self.is_overloaded else 0.0
             if self._running:
                 self._runner.step()
+            self._stumbled = False
         except Exception as error:
-            # A bug or a broken device must not take the other sessions down, nor the thread.
-            log.exception("model %s: a call of f failed; its requests are failed", self.name)
-            self._runner.fail_all(self._running, error)
+            self._stumble(error)
         self._forget_finished()
         self._forecast.look(self._running, self._runner.solved_tokens)
+
+    def _stumble(self, error: Exception) -> None:
+        """A turn has failed at what is nobody's own: the next one is as good as any, or the last.
+
+        A bug or a broken device must not take the thread down, nor jobs for nothing; but what
+        fails twice in a row would do so for ever.
+        """
+        log.exception("model %s: a turn of the engine failed", self.name)
+        if self._stumbled or self._runner.problems():
+            self._runner.fail_all(self._running or list(self._waiting), error)
+        self._stumbled = True
 
     def _do_errands(self) -> None:
         while self._errands:

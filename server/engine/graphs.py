@@ -243,13 +243,13 @@ class PaddedCalls:
     def call(self, layout: Layout, settled: list[bool], *, most_calls: int) -> list[float]:
         """See ``Calls``."""
         if layout is not self._layout:
-            self._layout = layout
             self._arrangement = arrange(
                 layout,
                 work_rows=self._parts.slab.spare + 1,
                 max_rows=self._max_rows,
                 in_place=self._in_place,
             )
+            self._layout = layout  # last: what fails before is to be done again
         most = next((m for m in self._mosts if m >= most_calls), self._mosts[-1])
         recorded = self._recorded(self._arrangement.shape, most)
         recorded.run(layout, self._arrangement, settled)
@@ -304,6 +304,7 @@ class _Recorded:
         """Sends what has changed, and makes the call."""
         last = self._sent
         if last is None or last[0] is not layout or last[1] != settled:
+            self._sent = None
             self._call.send(layout, arrangement, settled)
             self._lay()
             self._sent = layout, settled

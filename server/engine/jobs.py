@@ -1,6 +1,7 @@
 """From jobs to calls of f and back: what each accepted token means to its job."""
 
 import time
+from collections.abc import Collection
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 
@@ -8,15 +9,17 @@ from deq_model.adaptive_softmax import ClusteredLogSoftmax
 from server.engine.admission import Places
 from server.engine.answers import Answers
 from server.engine.batch import Accepted, Batch
+from server.engine.blame import Blame
 from server.engine.drawing import draw_next
 from server.engine.errors import EngineError, NotConverged
 from server.engine.guessing import Guesses
 from server.engine.memory import Memory
 from server.engine.observer import Observer, Unobserved
-from server.engine.predictions import score, sources
+from server.engine.predictions import Prediction, score, sources
 from server.engine.requests import ScoreJob
 from server.engine.runs import Runs
 from server.engine.scheduler import Scheduler
+from server.engine.shared_calls import SharedCalls
 from server.engine.sharing import Sharing
 from server.engine.slab import Slab
 from server.engine.slots import SlotPool
@@ -52,6 +55,8 @@ class JobRunner:
         )
         self._guesses = Guesses(batch, scheduler, most=guess_ahead)
         self._answers = Answers(self._runs, self._memory, self._sharing)
+        self._blame = Blame(self._answers)
+        self._calls = SharedCalls(batch, scheduler, self._runs, self._blame)
         self._with_candidates: list[Work] = []
         self._places = Places(scheduler.max_running)
         self._call_s = 0.0
@@ -134,7 +139,7 @@ class JobRunner:
                 with self._answers.alone(run.work):
                     self._take_over(run)
         entries = self._scheduler.enter()
-        self._batch.enter(entries)
+        self._calls.enter(entries)
         if entries and self._batch.starts_warm:
             self.observer.started_warm(len(entries))
         if self._scheduler.active_rows:
@@ -159,16 +164,17 @@ class JobRunner:
             self._count_call(work)
         options = {sequence: self._solve_of(run.work) for sequence, run in running.items()}
         widths = [sequence.granted for sequence in running]
-        accepted = self._batch.step(self._scheduler, options)
+        accepted = self._calls.solve(options)
         self._call_s = time.perf_counter() - begun
+        self.solved_tokens += len(accepted)
+        solved = [_as_asked(t.solved, running[t.sequence].work.job.solve) for t in accepted]
+        for token, how in zip(accepted, solved, strict=True):
+            with self._answers.alone(running[token.sequence].work):
+                self._take(token, how, options[token.sequence].tol)
         self.observer.step(rows=rows, sequences=len(running), seconds=self._call_s)
         self.observer.windows(widths)
         self.observer.began(self._batch.first_residuals)
-        self.solved_tokens += len(accepted)
-        solved = [_as_asked(t.solved, running[t.sequence].work.job.solve) for t in accepted]
         self.observer.solved(solved)
-        for token, how in zip(accepted, solved, strict=True):
-            self._take(token, how, options[token.sequence].tol)
 
     def _count_call(self, work: Work) -> None:
         """Notes that a job takes part in the call to be made, perhaps for the last time."""
@@ -207,9 +213,23 @@ class JobRunner:
 
     def _score_and_draw(self) -> None:
         predictions = self._runs.take_predictions()
-        score(self._softmax, [p for p in predictions if p.target is not None])
+        known = [p for p in predictions if p.target is not None]
         drawing = [p for p in predictions if p.target is None]
-        guessing = self._guesses.wanted(self._runs, {p.run for p in drawing})
+
+        def score_some(works: Collection[Work]) -> None:
+            score(self._softmax, [p for p in known if p.run.work in works])
+
+        def draw_some(works: Collection[Work]) -> None:
+            self._draw([p for p in drawing if p.run.work in works], works)
+
+        self._blame.share((p.run.work for p in known), score_some)
+        self._blame.share((run.work for run in self._runs), draw_some)
+        self.observer.guessed(**self._guesses.take_counts())
+
+    def _draw(self, drawing: Seq[Prediction], works: Collection[Work]) -> None:
+        """Draws the next tokens of jobs, and guesses others; it raises before it does anything."""
+        runs = [run for run in self._runs if run.work in works]
+        guessing = self._guesses.wanted(runs, {p.run for p in drawing})
         states = [p.hidden for p in drawing] + [guess.hidden for guess in guessing]
         found = sources(self._softmax, states)
         for prediction, source in zip(drawing, found, strict=False):
@@ -218,7 +238,6 @@ class JobRunner:
         for guess, source in zip(guessing, found[len(drawing) :], strict=True):
             with self._answers.alone(guess.run.work):
                 self._guesses.make(guess, source)
-        self.observer.guessed(**self._guesses.take_counts())
 
     def _finish_runs(self) -> None:
         closing = {run.work for run in self._runs if run.work.closing is not None}

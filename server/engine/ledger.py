@@ -83,6 +83,11 @@ class Ledger:
         """A new solve in a row."""
         self._rows[row] = _Row()
 
+    def begin_anew(self, row: int) -> None:
+        """A solve begins again where it stands; what is spent of its budget stays spent."""
+        known = self._rows[row]
+        self._rows[row] = _Row(nfe=known.nfe, ahead=known.ahead, early=known.early)
+
     def residual(self, row: int) -> float:
         """Relative residual in the last call on a row; inf before the first."""
         return self._rows[row].residual
@@ -205,6 +210,8 @@ class Ledger:
         for verdict in verdicts:
             done[verdict.sequence] += 1
         for (sequence, count), offset in zip(done.items(), layout.offsets, strict=True):
+            if not sequence.granted:
+                continue  # its job has ended meanwhile
             behind = residual[offset + count : offset + sequence.granted]
             near = next((i for i, size in enumerate(behind) if size > GATE), len(behind))
             scheduler.accept(sequence, count, near=near)

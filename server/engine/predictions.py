@@ -37,21 +37,29 @@ class Prediction:
 
 
 def score(softmax: ClusteredLogSoftmax, predictions: Seq[Prediction]) -> None:
-    """Gives each prediction's run the log-probability of its target, which must be known."""
+    """Gives each prediction's run the log-probability of its target, which must be known.
+
+    All of them, or it raises and none has any.
+    """
+    tokens: list[TokenLogprob] = []
     for begin in range(0, len(predictions), _ROWS):
-        _score(softmax, predictions[begin : begin + _ROWS])
+        tokens += _score(softmax, predictions[begin : begin + _ROWS])
+    for prediction, token in zip(predictions, tokens, strict=True):
+        prediction.run.tokens.append(token)
 
 
-def _score(softmax: ClusteredLogSoftmax, predictions: Seq[Prediction]) -> None:
+def _score(softmax: ClusteredLogSoftmax, predictions: Seq[Prediction]) -> list[TokenLogprob]:
     hidden = torch.stack([p.hidden for p in predictions])
     targets = torch.tensor([p.target for p in predictions], device=hidden.device)
     logprobs = softmax.target_logprob(hidden, targets).tolist()
     alternatives = _alternatives(softmax, predictions)
+    found = []
     for i, (prediction, logprob) in enumerate(zip(predictions, logprobs, strict=True)):
         assert prediction.target is not None
-        prediction.run.tokens.append(
+        found.append(
             TokenLogprob(prediction.target, logprob, alternatives.get(i, ()), prediction.solved)
         )
+    return found
 
 
 def _alternatives(

@@ -13,17 +13,24 @@ from prometheus_client import (
     Histogram,
     Info,
     ProcessCollector,
+    disable_created_metrics,
 )
 
 from cli.build import Build
 from server.engine.engine import Engine
 from server.engine.solve import Status
+from server.errors import INTERNAL, REFUSALS, RULES
 from server.metrics.buckets import BUCKETS, Bounds
 from server.metrics.engine import EngineMetrics
 from server.metrics.gauges import EngineGauges
 from server.metrics.store import StoreMetrics
 from server.security.counts import SecurityCounts
 from server.tracecontext import TraceContext
+
+_REASONS = sorted({rule.reason for rule in RULES if rule.code in REFUSALS})
+"""Why calls are refused."""
+MEASURED = ("Score", "ScoreStream", "Generate")
+"""Methods whose calls solve something."""
 
 
 class Metrics:
@@ -35,6 +42,8 @@ class Metrics:
 
     def __init__(self, bounds: Mapping[str, Bounds] = BUCKETS) -> None:
         """Count from zero; ``bounds`` are those of all histograms' buckets."""
+        # Or every other series is one that tells when it began, which nobody reads.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry(auto_describe=True)  # or name[] finds none of ours
         self._bounds = bounds
         self._engines = EngineGauges()
@@ -110,6 +119,15 @@ class Metrics:
             "token_residual", "Relative residual at which a token was accepted"
         )
 
+        self._begin("")
+
+    def _begin(self, model: str) -> None:
+        """Show zeros of what alerts look at: of a count that begins at 1 they would miss the 1."""
+        for reason in _REASONS:
+            self._rejections.labels(model, reason)
+        for method in MEASURED:
+            self._errors.labels(model, method, INTERNAL.reason)
+
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"deqlm_{name}", text, ("model", *labels), registry=self.registry)
 
@@ -133,6 +151,9 @@ class Metrics:
 
     def observer(self, model: str) -> EngineMetrics:
         """What an engine reports to."""
+        self._begin(model)
+        for status in ("loosened", "max_nfe", "nonfinite"):
+            self._unsolved.labels(model, status)
         return EngineMetrics(
             f_calls=self._f_calls.labels(model),
             warm=self._warm.labels(model),

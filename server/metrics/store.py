@@ -34,6 +34,10 @@ class StoreMetrics(Collector):
             registry=registry,
         )
 
+        for operation in ("read", "write"):
+            self._seconds.labels(operation)
+            self._errors.labels(operation)
+
     def store_called(self, operation: str, seconds: float, *, failed: bool) -> None:
         """The session store was read or written; called on its thread."""
         self._seconds.labels(operation).observe(seconds)

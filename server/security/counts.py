@@ -4,6 +4,17 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+_REASONS = (
+    "missing",
+    "malformed",
+    "unknown_token",
+    "expired_token",
+    "unknown_certificate",
+    "ambiguous_certificate",
+    "missing_right",
+)
+_QUOTAS = ("requests", "tokens", "concurrent", "sessions", "session_bytes")
+
 
 class SecurityCounts:
     """Metrics without the label ``model``: nobody has got as far as one."""
@@ -25,6 +36,13 @@ class SecurityCounts:
             "Unix time at which the server's certificate ends, 0 without one",
             registry=registry,
         )
+        # Of a count that begins at 1 an alert would miss the 1.
+        for reason in _REASONS:
+            self._refused.labels(reason)
+        for quota in _QUOTAS:
+            self._quotas.labels(quota)
+        for what in ("certificates", "principals"):
+            self._reloads.labels(what, "failed")
 
     def turned_away(self, reason: str) -> None:
         """A caller was not known, or had no right."""

@@ -20,7 +20,12 @@ class RedisStore:
         Raises:
             StoreOpenError: the URL is none, or nobody answers there.
         """
-        import redis  # takes a while, and most servers do without
+        try:
+            import redis  # takes a while, and most servers do without
+        except ImportError:
+            raise StoreOpenError(
+                "sessions in Redis need its client, which is an extra: pip install 'deqlm[redis]'"
+            ) from None
 
         self._error = redis.RedisError
         self._prefix = prefix

@@ -12,7 +12,18 @@ from tests.fuzz.findings import Findings
 from tests.fuzz.mutations import mutated
 from tests.fuzz.target import workspace
 
-TRACED = ["client", "cli", "deq_model", "server", "training", "tokenize", "yaml", "numpy.lib"]
+TRACED = [
+    "client",
+    "cli",
+    "deq_model",
+    "loadtest",
+    "prometheus_client.parser",
+    "server",
+    "training",
+    "tokenize",
+    "yaml",
+    "numpy.lib",
+]
 """Packages whose branches Atheris follows."""
 
 

@@ -1,5 +1,6 @@
 """What cannot be carried out is told in a line, and soon."""
 
+import json
 import os
 import re
 import signal
@@ -12,7 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.loadtest.made import lines
+from loadtest.counts import parse
+from loadtest.records import RecordError, read_records
+from loadtest.traces import read_trace
+from tests.loadtest.made import lines, record
 from tests.server.test_process import Process
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -213,3 +217,28 @@ def test_a_rate_that_the_client_cannot_send_is_told(loadtest, live_server, tmp_p
     )  # fmt: skip
     assert code == 0, told + progress
     assert "DROPPED (TOO_MANY_IN_FLIGHT)" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("stage", "x"), ("done_s", None), ("sent_s", "x"), ("status", 5), ("times_s", ["x"])],
+)
+def test_a_record_with_something_else_in_it(tmp_path, name, value):
+    good = json.loads(record().to_line())
+    path = tmp_path / "requests-0.jsonl"
+    path.write_text(f"{json.dumps(good)}\n{json.dumps(good | {name: value})}\n")
+    with pytest.raises(RecordError, match=f"requests-0.jsonl, line 2: is no record: {name} must"):
+        read_records(tmp_path)
+
+
+def test_nesting_without_end(tmp_path):
+    path = tmp_path / "trace.jsonl"
+    path.write_text("[" * 100_000 + "\n")
+    with pytest.raises(RecordError, match="line 1: is no JSON"):
+        read_trace(path)
+
+
+@pytest.mark.parametrize("text", ["# HELP \0", "a{", "x 1"])
+def test_a_page_that_is_none(text):
+    with pytest.raises(ValueError, match=r"it cannot be read \(\w+\)|does not have deqlm_num_req"):
+        parse(text)

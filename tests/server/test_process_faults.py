@@ -104,13 +104,13 @@ with running_engine(MODEL, limits) as caller, caller.session() as lease:
     kept = caller.engine.snapshot().prefix_tokens
     with open("/proc/self/statm") as file:
         pages = int(file.read().split()[0])
-    step = caller.engine._batch.step
+    call = caller.engine._batch.call
 
     def hungry(*args):
         torch.empty(1 << 26)  # 256 MiB, which the limit does not leave
-        return step(*args)
+        return call(*args)
 
-    caller.engine._batch.step = hungry
+    caller.engine._batch.call = hungry
     soft = pages * resource.getpagesize() + (64 << 20)
     resource.setrlimit(resource.RLIMIT_AS, (soft, resource.RLIM_INFINITY))
     event = caller.result(caller.score((1, 2), lease=lease))
@@ -118,7 +118,7 @@ with running_engine(MODEL, limits) as caller, caller.session() as lease:
     assert isinstance(event.error, OutOfMemory), event.error
     assert caller.engine.check().result(60) == []
     print("kept", kept, caller.engine.snapshot().prefix_tokens)
-    caller.engine._batch.step = step
+    caller.engine._batch.call = call
     assert isinstance(caller.result(caller.score((1, 2), lease=lease)), Scored)
     assert caller.engine.sessions.view(lease).position == first.session.position + 2
 """

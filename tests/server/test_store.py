@@ -5,6 +5,7 @@ import math
 import os
 import socket
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -224,3 +225,9 @@ def test_redis_that_is_gone(redis_server) -> None:
     store.write([Entry("a", b"h", b"c")], [])
     assert store.read("a") == b"c"
     store.close()
+
+
+def test_redis_without_its_client_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(StoreOpenError, match=r"pip install 'deqlm\[redis\]'"):
+        open_store("redis://127.0.0.1:1/0", sync="normal", timeout_s=1.0)

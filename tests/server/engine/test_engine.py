@@ -14,7 +14,6 @@ from server.engine.errors import (
     Cancelled,
     DeadlineExceeded,
     EngineError,
-    EngineFailed,
     EngineStopped,
     NotConverged,
     QueueFull,
@@ -274,27 +273,6 @@ def test_stop_ends_what_outlasts_the_grace() -> None:
         caller.engine.stop(grace_s=0.05)
         assert isinstance(error_of(caller.result(job)), EngineStopped)
         assert not caller.engine.alive
-
-
-def test_a_broken_call_fails_its_requests_and_the_engine_goes_on(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    with running_engine(MODEL) as caller:
-        step, calls = caller.engine._runner._batch.step, itertools.count()
-
-        def breaks_once(*args: object) -> object:
-            if next(calls) == 3:
-                raise RuntimeError("device lost")
-            return step(*args)
-
-        monkeypatch.setattr(caller.engine._runner._batch, "step", breaks_once)
-        with caller.session() as lease:
-            error = error_of(caller.result(caller.score(TEXT, lease=lease)))
-            assert isinstance(error, EngineFailed)
-            assert "device lost" in caplog.text
-            assert "device lost" not in str(error)
-            event = caller.result(caller.score(TEXT, lease=lease))
-            assert logprobs(event) == pytest.approx(reference(MODEL, TEXT), abs=NEAR)
 
 
 def test_many_threads_on_one_engine(caller: Caller) -> None:

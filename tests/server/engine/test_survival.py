@@ -33,14 +33,6 @@ OWN_STEPS = [
     ("_runner._answers", "_end_main"),
     ("sessions", "commit"),
 ]
-SHARED_STEPS = [
-    ("_batch", "enter"),
-    ("_batch", "step"),
-    ("_batch", "_store"),
-    ("_scheduler", "enter"),
-    ("_runner._runs", "take_predictions"),
-    ("_runner._sharing", "note"),
-]
 
 
 def part(engine, path):
@@ -90,33 +82,15 @@ def test_what_breaks_in_one_job_ends_that_job_alone(path, name, error, told, mon
         assert caller.engine.check().result(60) == []
 
 
-@pytest.mark.parametrize(("error", "told"), ERRORS, ids=["defect", "memory"])
-@pytest.mark.parametrize(("path", "name"), SHARED_STEPS, ids=[n for _, n in SHARED_STEPS])
-def test_what_breaks_in_a_call_of_f_ends_its_jobs_and_no_session(
-    path, name, error, told, monkeypatch
-):
-    with running_engine(MODEL, LIMITS) as caller, caller.session() as lease:
-        first = caller.scored(caller.score((1, 2), lease=lease))
-        broke = break_once(monkeypatch, part(caller.engine, path), name, error)
-        event = caller.result(caller.score((3, 4), lease=lease))
-        assert broke.is_set()
-        assert isinstance(event, Failed)
-        assert isinstance(event.error, told)
-        assert caller.engine.sessions.view(lease).position == first.session.position
-        again = caller.scored(caller.score((3, 4), lease=lease))
-        fresh = caller.scored(caller.score((1, 2, 3, 4)))
-        assert logprobs(again) == pytest.approx(logprobs(fresh)[2:], abs=2e-5)
-
-
 def test_where_memory_runs_out_kept_solutions_make_room(monkeypatch):
     with running_engine(MODEL, LIMITS) as caller:
         caller.scored(caller.score(TEXT))
         assert caller.engine.snapshot().prefix_tokens > 0
 
-        def step(*_):
+        def call(*_):
             return torch.empty(1 << 60)  # what the allocator itself says to too much
 
-        monkeypatch.setattr(caller.engine._batch, "step", step)
+        monkeypatch.setattr(caller.engine._batch, "call", call)
         event = caller.result(caller.score((1, 2)))
         monkeypatch.undo()
         assert isinstance(event, Failed)

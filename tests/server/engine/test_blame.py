@@ -1,0 +1,395 @@
+"""What many jobs share fails: whose fault it is ends, and the others never hear of it."""
+
+import itertools
+import threading
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deq_model.int8_feed_forward import has_int8
+from server.engine.blame import MOST_PARTS, Blame
+from server.engine.errors import EngineFailed, OutOfMemory
+from server.engine.layout import Layout
+from server.engine.ledger import Ledger
+from server.engine.limits import EngineLimits
+from server.engine.requests import Sampling, ScoreJob
+from server.engine.results import Failed, Scored
+from server.engine.scheduler import Scheduler, Sequence
+from server.engine.solve import Solve
+from server.engine.work import Work
+from tests.server.engine.helpers import (
+    MODEL,
+    NEAR,
+    TEXT,
+    drawn_ids,
+    logprobs,
+    running_engine,
+    small_model,
+)
+
+LIMITS = EngineLimits(max_batch_tokens=40, max_running=8, window=5, prefix_cache=200)
+GUILTY = 39
+"""A word that only the guilty job has."""
+TEXTS = [tuple(t % 39 for t in TEXT[i : i + 12]) for i in range(6)]
+BAD = (1, 2, GUILTY, 4)
+
+
+class Ends:
+    """Ends jobs, and writes down which."""
+
+    def __init__(self):
+        self.ended = {}
+        self.made_room = 0
+
+    def break_off(self, works, error):
+        for work in works:
+            work.finished = True
+            self.ended[int(work.job.job_id)] = error
+
+    def make_room(self):
+        self.made_room += 1
+
+
+def works_of(owners):
+    jobs = [
+        ScoreJob(job_id=str(i), tokens=(1,), sink=print, owner=owner)
+        for i, owner in enumerate(owners)
+    ]
+    return [Work(job, 0.0) for job in jobs]
+
+
+@given(st.data(), st.lists(st.sampled_from("abc"), min_size=1, max_size=70))
+def test_those_whose_fault_it_is_are_found(data, owners):
+    """Up to seven guilty ones cannot make it look as if the fault were everybody's."""
+    works, ends, done, tries = works_of(owners), Ends(), [], itertools.count()
+    guilty = data.draw(st.sets(st.sampled_from(range(len(works))), max_size=MOST_PARTS - 1))
+
+    def act(some):
+        next(tries)
+        ids = {int(work.job.job_id) for work in some}
+        if ids & guilty:
+            raise RuntimeError("lost")
+        done.extend(ids)
+
+    Blame(ends).share(works, act)
+    assert set(ends.ended) == guilty
+    assert sorted(done) == sorted(set(range(len(works))) - guilty)
+    assert next(tries) <= 2 + 2 * (1 + len(guilty)) * (1 + len(works).bit_length())
+
+
+@given(st.integers(1, 200))
+def test_a_fault_of_everybody_ends_all_soon(count):
+    works, ends, tries = works_of(["a"] * count), Ends(), itertools.count()
+
+    def act(some):
+        next(tries)
+        raise RuntimeError("lost")
+
+    Blame(ends).share(works, act)
+    assert set(ends.ended) == set(range(count))
+    assert next(tries) <= 2 * MOST_PARTS
+
+
+def test_one_owners_many_bad_jobs_do_not_end_anothers():
+    works, ends = works_of("abababababababababababababababab"), Ends()
+
+    def act(some):
+        if any(work.job.owner == "a" for work in some):
+            raise RuntimeError("lost")
+
+    Blame(ends).share(works, act)
+    assert {int(i) % 2 for i in ends.ended} == {0}
+
+
+def run_jobs(caller, bad=None):
+    """Scores and two texts beside them, begun in one turn: answers, and what the bad one got."""
+    with caller.held():
+        jobs = [caller.score(text, owner=str(i % 2)) for i, text in enumerate(TEXTS[:4])]
+        texts = [
+            caller.generate((3 + i,), 9, owner=str(i), sampling=Sampling(seed=i)) for i in range(2)
+        ]
+        guilty = None if bad is None else bad(caller)
+    answers = [logprobs(caller.result(job)) for job in jobs]
+    drawn = [drawn_ids(caller.events(text)) for text in texts]
+    return answers, drawn, None if guilty is None else caller.result(guilty)
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    with running_engine(MODEL, LIMITS) as caller:
+        return run_jobs(caller)[:2]
+
+
+def is_as(found, undisturbed):
+    for logprobs_, expected in zip(found[0], undisturbed[0], strict=True):
+        assert logprobs_ == pytest.approx(expected, abs=NEAR)
+    assert found[1] == undisturbed[1]
+
+
+# (part of the engine, method): what jobs share.
+BOOKKEEPING = [("_scheduler", "enter"), ("_runner._runs", "take_predictions")]
+SHARED = [
+    ("_batch", "enter"),
+    ("_batch", "call"),
+    ("_batch", "keep"),
+    ("_batch._calls", "call"),
+    ("_batch._calls", "keep"),
+    ("_batch._f", "finish"),
+    ("_batch._ledger", "judge"),
+    ("_batch._solver", "advance"),
+    ("_runner._softmax", "target_logprob"),
+    ("_runner._softmax", "head"),
+    ("_runner._guesses", "wanted"),
+]
+# Of the former there is nothing but the result, which is lost with it.
+FAILURES = [(*step, "before") for step in BOOKKEEPING + SHARED]
+FAILURES += [(*step, "after") for step in SHARED]
+
+
+def part(engine, path):
+    for name in path.split("."):
+        engine = getattr(engine, name)
+    return engine
+
+
+@pytest.mark.parametrize(("path", "name", "when"), FAILURES)
+def test_what_fails_once_does_no_harm(path, name, when, undisturbed, monkeypatch):
+    """Before it has done anything, or when all is done and nobody has been told."""
+    with running_engine(MODEL, LIMITS) as caller:
+        owner = part(caller.engine, path)
+        real, calls, broke = getattr(owner, name), itertools.count(), threading.Event()
+
+        def breaks(*args, **kwargs):
+            is_it = next(calls) == 3
+            if is_it and when == "before":
+                broke.set()
+                raise RuntimeError("lost")
+            result = real(*args, **kwargs)
+            if is_it:
+                broke.set()
+                raise RuntimeError("lost")
+            return result
+
+        monkeypatch.setattr(owner, name, breaks)
+        found = run_jobs(caller)
+        assert broke.is_set()
+        is_as(found, undisturbed)
+        assert caller.engine.check().result(60) == []
+
+
+def breaks_at_embedding(engine, raises):
+    embed = engine._batch._embed
+
+    def embeds(tokens):
+        if GUILTY in tokens.tolist():
+            raises()
+        return embed(tokens)
+
+    engine._batch._embed = embeds
+
+
+def breaks_at_f(engine, raises):
+    call = engine._batch._calls.call
+
+    def calls(layout, settled, *, most_calls):
+        residual = call(layout, settled, most_calls=most_calls)  # the solver has moved on
+        if any(GUILTY in sequence.inputs for sequence in layout.sequences):
+            raises()
+        return residual
+
+    engine._batch._calls.call = calls
+
+
+def breaks_at_keeping(engine, raises):
+    keep = engine._batch._calls.keep
+
+    def keeps(verdicts):
+        if any(GUILTY in verdict.sequence.inputs for verdict in verdicts):
+            raises()
+        return keep(verdicts)
+
+    engine._batch._calls.keep = keeps
+
+
+def breaks_at_scoring(engine, raises):
+    target_logprob = engine._runner._softmax.target_logprob
+
+    def scores(hidden, targets):
+        if GUILTY in targets.tolist():
+            raises()
+        return target_logprob(hidden, targets)
+
+    engine._runner._softmax.target_logprob = scores
+
+
+def breaks_at_drawing(engine, raises):
+    draw = engine._runner._draw
+
+    def draws(drawing, works):
+        if any(GUILTY in work.tokens for work in works):
+            raises()
+        draw(drawing, works)
+
+    engine._runner._draw = draws
+
+
+PLACES = [
+    breaks_at_embedding,
+    breaks_at_f,
+    breaks_at_keeping,
+    breaks_at_scoring,
+    breaks_at_drawing,
+]
+
+
+def lost():
+    raise RuntimeError("lost")
+
+
+def full():
+    torch.empty(1 << 60)  # what the allocator itself says to too much
+
+
+@pytest.mark.parametrize(
+    ("raises", "told"), [(lost, EngineFailed), (full, OutOfMemory)], ids=["defect", "memory"]
+)
+@pytest.mark.parametrize("breaks", PLACES)
+def test_only_the_one_whose_fault_it_is_ends(breaks, raises, told, undisturbed, caplog):
+    with running_engine(MODEL, LIMITS) as caller, caller.session("eve") as lease:
+        before = caller.scored(caller.score((5, 6), lease=lease, owner="eve")).session
+        breaks(caller.engine, raises)
+        found = run_jobs(caller, lambda c: c.score(BAD, lease=lease, owner="eve"))
+        assert isinstance(found[2], Failed)
+        assert isinstance(found[2].error, told)
+        is_as(found, undisturbed)
+        assert caller.engine.sessions.view(lease).position == before.position
+        assert isinstance(caller.result(caller.score((7,), lease=lease, owner="eve")), Scored)
+        assert caller.engine.check().result(60) == []
+        assert "is done again" in caplog.text
+
+
+def test_two_guilty_ones_and_one_with_many_sequences(undisturbed):
+    with running_engine(MODEL, LIMITS) as caller:
+        breaks_at_f(caller.engine, lost)
+        found = run_jobs(caller, lambda c: c.score((1,), candidates=(BAD, (2, 3), BAD, (4, 5))))
+        assert isinstance(found[2], Failed)
+        is_as(found, undisturbed)
+        assert caller.engine.check().result(60) == []
+
+
+def test_a_fault_of_all_ends_all_and_the_engine_goes_on(undisturbed):
+    with running_engine(MODEL, LIMITS) as caller:
+        calls, tries = caller.engine._batch._calls, itertools.count()
+        call = calls.call
+
+        def breaks(*args, **kwargs):
+            next(tries)
+            raise RuntimeError("device lost")
+
+        with caller.held():
+            jobs = [caller.score(text) for text in TEXTS]
+            calls.call = breaks
+        errors = [caller.result(job).error for job in jobs]
+        assert {type(error) for error in errors} == {EngineFailed}
+        assert "device lost" not in str(errors[0])
+        caller.engine.check().result(60)
+        assert next(tries) <= 4 * MOST_PARTS
+        calls.call = call
+        is_as(run_jobs(caller), undisturbed)
+
+
+@pytest.mark.parametrize("most", [1, 8])
+def test_smaller_calls_where_memory_is_short(most, undisturbed):
+    """What does not fit into memory at once is done in parts, down to a row at a time."""
+    with running_engine(MODEL, LIMITS) as caller:
+        caller.scored(caller.score(TEXT, owner="dan"))
+        assert caller.engine.snapshot().prefix_tokens > 0
+        calls, sizes = caller.engine._batch._calls, []
+        call = calls.call
+
+        def is_large(layout, settled, *, most_calls):
+            if len(layout.row_ids) > most:
+                full()
+            sizes.append(len(layout.row_ids))
+            return call(layout, settled, most_calls=most_calls)
+
+        calls.call = is_large
+        is_as(run_jobs(caller), undisturbed)
+        assert max(sizes) <= most
+        assert caller.engine.check().result(60) == []
+
+
+def test_a_solve_that_is_left_half_done_goes_on(undisturbed, monkeypatch):
+    """The solver stops in the midst of writing: what it knew is dropped, where it stood is not."""
+    with running_engine(MODEL, LIMITS) as caller:
+        solver, calls = caller.engine._batch._solver, itertools.count()
+        real = solver.advance
+
+        def stops_midway(rows, f_z, **kwargs):
+            if next(calls) % 7 == 3:
+                solver._rule.terms[rows] = torch.nan
+                solver._rule.count[rows] = 3
+                solver._state[rows[::2], 1:] = 7.0
+                solver._least[rows] = 0.0
+                raise MemoryError
+            real(rows, f_z, **kwargs)
+
+        monkeypatch.setattr(solver, "advance", stops_midway)
+        is_as(run_jobs(caller), undisturbed)
+
+
+def test_a_solve_that_begins_anew_has_no_anchor_and_the_budget_that_is_left():
+    scheduler = Scheduler(max_batch_tokens=4, max_running=1, window=2)
+    sequence, ledger = Sequence(slot=0, start=0, inputs=[1, 2]), Ledger(4)
+    scheduler.add(sequence)
+    for entry in scheduler.enter():
+        ledger.begin(entry.row)
+    layout = Layout.of([sequence])
+    assert ledger.anchored(layout, [True] * len(layout.row_ids)) == [True] * len(layout.row_ids)
+    ledger.note(layout, [0.5] * len(layout.row_ids), [0.2] * len(layout.row_ids))
+    for row in layout.row_ids:
+        ledger.begin_anew(row)
+    assert ledger.anchored(layout, [False] * len(layout.row_ids)) == [False] * len(layout.row_ids)
+    assert ledger.most_calls(layout) == 1
+    assert ledger.residual(layout.row_ids[0]) == float("inf")
+
+
+@pytest.mark.skipif(not has_int8("cpu"), reason="needs AVX-512 VNNI and the kernels")
+def test_anchors_of_calls_that_failed_are_not_trusted():
+    """Of the 8-bit differences: an anchor that was chosen, but never computed, is none."""
+    model = small_model(d_model=64, d_head=32, d_inner=128, seed=5).float().eval()
+    solve = Solve(tol=1e-3, max_nfe=100)
+    with running_engine(model, LIMITS, dtype=torch.float32, early_int8=True) as caller:
+
+        def answers():
+            with caller.held():
+                jobs = [
+                    caller.score(text, solve=solve, owner=str(i)) for i, text in enumerate(TEXTS)
+                ]
+            return [logprobs(caller.result(job)) for job in jobs]
+
+        expected = answers()
+        int8, calls = caller.engine._batch._int8, itertools.count()
+        kind, broke = type(int8), []
+        feed_forward = kind.__call__
+
+        def stops(self, x):
+            if bool(self._exact.any()) and next(calls) % 5 == 1:
+                broke.append(int(self._exact.sum()))
+                x_, inner, y = self._tensors[8:]  # the anchors, half written
+                at = self._anchors[self._exact]
+                x_[at], inner[at], y[at] = x[self._exact].float(), 0.0, 1.0
+                raise MemoryError
+            return feed_forward(self, x)
+
+        kind.__call__ = stops
+        try:
+            caller.engine._runner._sharing.clear()
+            found = answers()
+        finally:
+            kind.__call__ = feed_forward
+        assert broke
+        for one, other in zip(found, expected, strict=True):
+            assert one == pytest.approx(other, abs=0.02)
