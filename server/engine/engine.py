@@ -459,6 +459,7 @@ class Engine:
             for work in [*self._waiting, *self._running]:
                 if work.finished:
                     self._forecast.end(work)
+                    work.let_go()
             self._running = [work for work in self._running if not work.finished]
             self._waiting.drop_finished()
             if not self._waiting and not self._running:
