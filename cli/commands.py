@@ -42,6 +42,10 @@ COMMANDS: dict[str, Command] = {
         target="client.commands.health:main",
         summary="tell by the exit code whether a server answers calls",
     ),
+    "top": Command(
+        target="client.commands.top:main",
+        summary="watch what a server does: requests, tokens, calls of f, memory",
+    ),
     "check": Command(
         target="client.commands.check:main",
         summary="look whether everything in a server adds up",
@@ -49,6 +53,10 @@ COMMANDS: dict[str, Command] = {
     "loadtest": Command(
         target="loadtest.command:main",
         summary="send a server more and more requests, and tell what it bears",
+    ),
+    "profile": Command(
+        target="client.commands.profile:main",
+        summary="have a server write a profile of its next steps",
     ),
     "token": Command(
         target="server.security.token_command:main",

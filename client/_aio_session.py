@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from client import resources, results
 from client._aio_streams import AsyncGeneration
+from client._resume import check_resumable
 from client.errors import DeqlmError, NotFound
 from client.options import (
     Budget,
@@ -102,18 +103,36 @@ class AsyncSession:
         budget: Budget | None = None,
         priority: Priority | None = None,
         timeout_s: float | None = None,
+        resume: bool = False,
     ) -> AsyncGenerator[results.StreamedScore, None]:
-        """Score text as it comes and append it."""
-        return self._client.score_stream(
-            pieces,
-            session=self.session_id,
-            top_k=top_k,
-            solver=solver,
-            include_tokens=include_tokens,
-            budget=budget,
-            priority=priority,
-            timeout_s=timeout_s,
-        )
+        """Score text as it comes and append it.
+
+        With `resume` it goes on where the session is when the connection is lost: nothing is
+        appended twice. Figures and offsets of `call` and tokens then count from there, those of
+        `session` from its begin; answers that were lost on their way do not come again.
+
+        Raises:
+            InvalidArgument: `resume` and a budget, or `resume` with text and token ids mixed.
+        """
+
+        def begin(
+            pieces: Iterable[StreamPiece] | AsyncIterable[StreamPiece],
+        ) -> AsyncGenerator[results.StreamedScore, None]:
+            return self._client.score_stream(
+                pieces,
+                session=self.session_id,
+                top_k=top_k,
+                solver=solver,
+                include_tokens=include_tokens,
+                budget=budget,
+                priority=priority,
+                timeout_s=timeout_s,
+            )
+
+        if not resume:
+            return begin(pieces)
+        check_resumable(budget)
+        return self._client.resumed(self.session_id, pieces, begin)
 
     def generate(
         self,

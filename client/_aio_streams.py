@@ -114,7 +114,7 @@ class Requests:
         if not await self._is_accepted():
             return
         try:
-            async for piece in _each(self._pieces):
+            async for piece in each(self._pieces):
                 yield _encode.stream_piece(piece)
         except Exception as error:  # re-raised by the reader; grpc would only log it
             self.failure = error
@@ -180,9 +180,10 @@ async def _read(call: Any) -> AsyncIterator[Any]:
         raise Cancelled("the call was cancelled by this client") from None
 
 
-async def _each(
+async def each(
     pieces: Iterable[StreamPiece] | AsyncIterable[StreamPiece],
 ) -> AsyncIterator[StreamPiece]:
+    """Yield the pieces of either kind of iterator."""
     if isinstance(pieces, AsyncIterable):
         async for piece in pieces:
             yield piece

@@ -105,6 +105,11 @@ def check(message: admin_pb2.CheckInvariantsResponse) -> resources.Check:
     return _copy(resources.Check, message, problems=tuple(message.problems))
 
 
+def profile(message: admin_pb2.ProfileResponse) -> resources.Profile:
+    """Decode where a profile is."""
+    return _copy(resources.Profile, message, files=tuple(message.files))
+
+
 def model_info(message: model_pb2.ModelInfo) -> resources.ModelInfo:
     """Decode what the server tells about a model."""
     shape = message.architecture

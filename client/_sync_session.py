@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from client import resources, results
+from client._resume import check_resumable
 from client._sync_streams import Generation
 from client.errors import DeqlmError, NotFound
 from client.options import (
@@ -95,18 +96,36 @@ class Session:
         budget: Budget | None = None,
         priority: Priority | None = None,
         timeout_s: float | None = None,
+        resume: bool = False,
     ) -> Generator[results.StreamedScore, None, None]:
-        """Score text as it comes and append it."""
-        return self._client.score_stream(
-            pieces,
-            session=self.session_id,
-            top_k=top_k,
-            solver=solver,
-            include_tokens=include_tokens,
-            budget=budget,
-            priority=priority,
-            timeout_s=timeout_s,
-        )
+        """Score text as it comes and append it.
+
+        With `resume` it goes on where the session is when the connection is lost: nothing is
+        appended twice. Figures and offsets of `call` and tokens then count from there, those of
+        `session` from its begin; answers that were lost on their way do not come again.
+
+        Raises:
+            InvalidArgument: `resume` and a budget, or `resume` with text and token ids mixed.
+        """
+
+        def begin(
+            pieces: Iterable[StreamPiece],
+        ) -> Generator[results.StreamedScore, None, None]:
+            return self._client.score_stream(
+                pieces,
+                session=self.session_id,
+                top_k=top_k,
+                solver=solver,
+                include_tokens=include_tokens,
+                budget=budget,
+                priority=priority,
+                timeout_s=timeout_s,
+            )
+
+        if not resume:
+            return begin(pieces)
+        check_resumable(budget)
+        return self._client.resumed(self.session_id, pieces, begin)
 
     def generate(
         self,

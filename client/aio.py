@@ -22,6 +22,7 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from client import _decode, _encode, resources, results
+from client._aio_resume import Open, resuming
 from client._aio_session import AsyncSession, SessionOpening
 from client._aio_streams import AsyncGeneration, Requests, becomes_serving, streamed_scores
 from client._channel import (
@@ -202,6 +203,15 @@ class AsyncClient:
         requests.call, requests.on_failure = call, call.cancel
         return streamed_scores(call, requests)
 
+    def resumed(
+        self,
+        session_id: str,
+        pieces: Iterable[StreamPiece] | AsyncIterable[StreamPiece],
+        begin: Open,
+    ) -> AsyncGenerator[results.StreamedScore, None]:
+        """Have `begin` begin a stream on a session, and again where the last one was lost."""
+        return resuming(self, session_id, pieces, begin, retry=self._retry)
+
     def generate(
         self,
         prompt: Input | None = None,
@@ -349,6 +359,30 @@ class AsyncClient:
         """Have the server look whether everything in it adds up; needs the right `admin`."""
         request = admin_pb2.CheckInvariantsRequest()
         return _decode.check(await self._call(self._admin.CheckInvariants, request, ON_UNAVAILABLE))
+
+    async def profile(
+        self,
+        *,
+        steps: int | None = None,
+        max_time_s: float | None = None,
+        model: str = "",
+        timeout_s: float | None = None,
+    ) -> resources.Profile:
+        """Have the server write a profile of the next steps of an engine; needs the right `admin`.
+
+        Args:
+            steps: Most of them.
+            max_time_s: Seconds after which it ends with what there is.
+            model: Whose engine; empty: the first model's.
+            timeout_s: Deadline of the call.
+
+        Raises:
+            FailedPrecondition: The server has no folder for profiles, or it cannot be written to.
+            Aborted: One is being taken.
+        """
+        request = admin_pb2.ProfileRequest(model=model, steps=steps, max_time_s=max_time_s)
+        answer = await self._call(self._admin.Profile, request, NEVER, timeout_s)
+        return _decode.profile(answer)
 
     async def health(self, service: str = "") -> resources.HealthStatus:
         """Ask for the health of the server, or of one service by its full name."""

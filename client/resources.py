@@ -55,6 +55,8 @@ class SessionInfo:
     """Time to live after the last use."""
     solver: SolverOptions
     """Solver options of calls that name none."""
+    repairs: int = 0
+    """How often its memory held no numbers and was solved again from its tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +146,24 @@ class Check:
     """Sessions that a call worked on."""
     streams: int
     """Open streams."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """A profile that a server has written to a folder of its own machine."""
+
+    model: str
+    """Model whose engine it is of."""
+    folder: str
+    """Where it is, on the server's machine."""
+    files: tuple[str, ...]
+    """Names of the files in it."""
+    steps: int
+    """Steps of the engine that it has; fewer than asked for where there was too little to do."""
+    seconds: float
+    """Seconds that it covers."""
+    stack_samples: int
+    """How often stacks were looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,6 +85,8 @@ class SolverReport:
     """Tokens accepted above `tol` as the server was overloaded."""
     shared_tokens: int
     """Tokens that took no call of f, as others that began alike had been solved."""
+    repaired_tokens: int = 0
+    """Tokens of the session that were solved again first, as its memory held no numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

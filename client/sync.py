@@ -23,6 +23,7 @@ from client._channel import (
     identity,
 )
 from client._retry import NEVER, ON_ABORTED, ON_UNAVAILABLE, Attempts, RetryPolicy
+from client._sync_resume import Open, resuming
 from client._sync_session import Session
 from client._sync_streams import Generation, Requests, becomes_serving, streamed_scores
 from client.context import call_metadata
@@ -199,6 +200,12 @@ class Client:
         requests.on_failure = call.cancel
         return streamed_scores(call, requests)
 
+    def resumed(
+        self, session_id: str, pieces: Iterable[StreamPiece], begin: Open
+    ) -> Generator[results.StreamedScore, None, None]:
+        """Have `begin` begin a stream on a session, and again where the last one was lost."""
+        return resuming(self, session_id, pieces, begin, retry=self._retry, sleep=self._sleep)
+
     def generate(
         self,
         prompt: Input | None = None,
@@ -340,6 +347,30 @@ class Client:
         """Have the server look whether everything in it adds up; needs the right `admin`."""
         request = admin_pb2.CheckInvariantsRequest()
         return _decode.check(self._call(self._admin.CheckInvariants, request, ON_UNAVAILABLE))
+
+    def profile(
+        self,
+        *,
+        steps: int | None = None,
+        max_time_s: float | None = None,
+        model: str = "",
+        timeout_s: float | None = None,
+    ) -> resources.Profile:
+        """Have the server write a profile of the next steps of an engine; needs the right `admin`.
+
+        Args:
+            steps: Most of them.
+            max_time_s: Seconds after which it ends with what there is.
+            model: Whose engine; empty: the first model's.
+            timeout_s: Deadline of the call.
+
+        Raises:
+            FailedPrecondition: The server has no folder for profiles, or it cannot be written to.
+            Aborted: One is being taken.
+        """
+        request = admin_pb2.ProfileRequest(model=model, steps=steps, max_time_s=max_time_s)
+        answer = self._call(self._admin.Profile, request, NEVER, timeout_s)
+        return _decode.profile(answer)
 
     def health(self, service: str = "") -> resources.HealthStatus:
         """Ask for the health of the server, or of one service by its full name."""

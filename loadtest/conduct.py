@@ -3,12 +3,9 @@
 import asyncio
 import contextlib
 import json
-import platform
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from datetime import UTC, datetime
-from os import cpu_count
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +13,7 @@ from client.aio import AsyncClient
 from client.commands._common import describe
 from client.errors import DeqlmError
 from client.resources import ModelInfo
+from loadtest.about import write_about
 from loadtest.agreement import Count, compare
 from loadtest.counts import MetricsPage, Page, url_of
 from loadtest.crew import Crew
@@ -49,7 +47,7 @@ async def conduct(settings: Settings, out: Path, say: Say) -> None:
         page = None if url is None else MetricsPage(settings.run, url)
         if page is not None:
             await page.read()
-        _write_run(out, settings, model)
+        write_about(out, settings, model)
         watch = Watch(client, page, out / "server.jsonl")
         try:
             async with _crew(settings, out) as crew:
@@ -74,40 +72,6 @@ async def _crew(settings: Settings, out: Path) -> AsyncIterator[Crew]:
         yield crew
     finally:
         await crew.close()
-
-
-def _write_run(out: Path, settings: Settings, model: ModelInfo) -> None:
-    """What a run was made with and on, for whoever reads its figures."""
-    told = {
-        "began": datetime.now(UTC).isoformat(timespec="seconds"),
-        "settings": settings.to_json(),
-        "server": {
-            "version": model.server_version,
-            "model": model.name,
-            "fingerprint": model.fingerprint,
-            "n_parameters": model.n_parameters,
-            "device": model.device,
-            "dtype": model.dtype,
-            "tol": model.default_solver.tol,
-            "max_nfe": model.default_solver.max_nfe,
-        },
-        "client": {
-            "machine": _processor(),
-            "system": f"{platform.system()} {platform.release()}",
-            "cores": cpu_count(),
-            "python": platform.python_version(),
-        },
-    }
-    (out / "run.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-
-
-def _processor() -> str:
-    """The processor's name, where the system tells it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 class Conductor:

@@ -14,8 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from client.credentials import is_here
 from loadtest.errors import LoadTestError
-from loadtest.options import Connection
 from loadtest.settings import tls_of, token_of
+from loadtest.target import Connection
 
 _TIMEOUT_S: Final = 10.0
 _PORT: Final = 9464

@@ -15,9 +15,9 @@ from client._channel import OPTIONS
 from client.credentials import channel_credentials, is_here
 from loadtest.errors import LoadTestError
 from loadtest.observed import Observed, Observer
-from loadtest.options import Target
 from loadtest.settings import tls_of
 from loadtest.stages import Planned
+from loadtest.target import Target
 from loadtest.traces import to_line
 
 _OWN: Final = ("grpc-", ":", "user-agent", "content-type", "te")

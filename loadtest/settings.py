@@ -12,7 +12,8 @@ from client.aio import AsyncClient
 from client.commands._connection import read_token
 from client.credentials import Tls
 from loadtest.objectives import Objectives
-from loadtest.options import Connection, Load, Mix, Run, Size, Target
+from loadtest.options import Load, Mix, Run, Size
+from loadtest.target import Connection, Target
 
 ONCE = RetryPolicy(max_attempts=1)
 """A call that is repeated would count as one, and hide that the first was refused."""

@@ -15,7 +15,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
-from loadtest.acts import Acts, Entry, clock
+from loadtest.acts import Acts
+from loadtest.entry import Entry, clock
 from loadtest.lag import Ticker
 from loadtest.records import CUT_OFF, DROPPED, Record
 from loadtest.settings import Settings, client_of, owners
@@ -24,6 +25,8 @@ from loadtest.texts import Texts
 from loadtest.traces import read_trace
 
 _FLUSH_S: Final = 1.0
+_BACK_OFF_S: Final = 0.1
+"""What a client of a closed loop waits at least after a failure, as any client does."""
 _LONGEST_LINE: Final = 2**22
 
 
@@ -46,10 +49,11 @@ class Sender:
         path = settings.load.trace
         self._trace = [] if path is None else read_trace(path)
         self._file = (out / f"requests-{process}.jsonl").open("w", encoding="utf-8")
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Future[Any]] = set()
         self._sending: asyncio.Task[None] | None = None
         self._counts = dict.fromkeys(("sent", "dropped"), 0)
         self._plans: list[Planned] = []
+        self._failure: BaseException | None = None
 
     async def connect(self) -> None:
         """Make the connections, so that no request waits for one."""
@@ -59,7 +63,8 @@ class Sender:
         """Close connections and file."""
         for client in self._clients:
             await client.close()
-        self._file.close()
+        with contextlib.suppress(OSError):  # it has been told
+            self._file.close()
 
     async def stage(self, stage: Stage, start: float) -> dict[str, Any]:
         """Send the requests of a stage and wait for what comes of them; counts and lags."""
@@ -75,6 +80,8 @@ class Sender:
                 await asyncio.wait(self._tasks)
         await self._acts.forget()
         flushing.cancel()
+        if self._failure is not None:
+            raise self._failure
         self._file.flush()
         wall_s = time.monotonic() - began
         cpu_share = (time.process_time() - cpu_s) / wall_s
@@ -90,7 +97,12 @@ class Sender:
         """Have what is known on disk, should this process be killed."""
         while True:
             await asyncio.sleep(_FLUSH_S)
-            self._file.flush()
+            try:
+                self._file.flush()
+            except OSError as error:
+                self._failure = error
+                self.stop()
+                return
 
     def plan(self, stage: Stage) -> int:
         """Draw this process's share of an open loop's requests before it begins; how many."""
@@ -126,12 +138,19 @@ class Sender:
         record.status, record.reason = DROPPED, reason
         self._file.write(record.to_line())
 
-    def _track(self, work: Awaitable[None]) -> None:
+    def _track(self, work: Awaitable[Any]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._untrack)
 
-    async def _request(self, stage: Stage, plan: Planned, now: Callable[[], float]) -> None:
+    def _untrack(self, task: asyncio.Future[Any]) -> None:
+        """A record that cannot be written, above all for want of room on disk, ends the stage."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            self._failure = self._failure or failure
+            self.stop()
+
+    async def _request(self, stage: Stage, plan: Planned, now: Callable[[], float]) -> Record:
         """One request, from its sending to its record."""
         record = Record(stage=stage.number, process=self._process, plan=plan, sent_s=now())
         self._counts["sent"] += 1
@@ -139,9 +158,9 @@ class Sender:
             await self._acts.act(Entry(record, now, self._settings.run.timeout_s))
         except asyncio.CancelledError:
             record.status = CUT_OFF
-        finally:
-            record.done_s = record.done_s or now()
-            self._file.write(record.to_line())
+        record.done_s = record.done_s or now()
+        self._file.write(record.to_line())
+        return record
 
     async def _closed(self, stage: Stage, start: float) -> None:
         """Have clients send, each when its last request is answered."""
@@ -157,12 +176,12 @@ class Sender:
         shapes, count = Shapes(settings.mix, settings.size, seed), 0
         while (at_s := now()) < stage.total_s:
             plan = shapes.draw(number + count * stage.clients, at_s)
-            await self._request(stage, plan, now)
+            record = await self._request(stage, plan, now)
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 return
             count += 1
-            await asyncio.sleep(stage.think_s)
+            await asyncio.sleep(stage.think_s if record.is_ok else max(stage.think_s, _BACK_OFF_S))
 
 
 async def work() -> None:
@@ -191,7 +210,14 @@ async def work() -> None:
 
 
 async def _report(sender: Sender, stage: Stage, start: float) -> None:
-    _answer({"done": await sender.stage(stage, start)})
+    try:
+        _answer({"done": await sender.stage(stage, start)})
+    except Exception as error:
+        _answer({"error": _told(error)})
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _answer(value: dict[str, Any]) -> None:
@@ -205,7 +231,7 @@ def main() -> None:
     try:
         asyncio.run(work())
     except Exception as error:
-        _answer({"error": f"{type(error).__name__}: {error}"})
+        _answer({"error": _told(error)})
         sys.stdout.flush()
         os._exit(1)
 

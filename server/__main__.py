@@ -6,7 +6,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING
 
 from cli.build import this_build
@@ -86,15 +86,8 @@ async def _run(server: "Server") -> None:
     if server.has_files and hasattr(signal, "SIGHUP"):
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, loop.run_in_executor, None, server.reload)
-    checks: set[asyncio.Task[object]] = set()
-    if hasattr(signal, "SIGUSR1"):
-
-        def check() -> None:
-            task: asyncio.Task[object] = asyncio.create_task(server.check())
-            checks.add(task)
-            task.add_done_callback(checks.discard)
-
-        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, check)
+    _at_signal("SIGUSR1", server.check)
+    _at_signal("SIGUSR2", server.profile)
     loading = asyncio.create_task(server.wait_ready())
     stopping = asyncio.create_task(stop.wait())
     try:
@@ -120,6 +113,20 @@ def settle() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def _at_signal(name: str, act: Callable[[], Coroutine[object, object, object]]) -> None:
+    """Have something be done whenever a signal comes, where the system has it."""
+    if not hasattr(signal, name):
+        return
+    tasks: set[asyncio.Task[object]] = set()
+
+    def begin() -> None:
+        task = asyncio.create_task(act())
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    asyncio.get_running_loop().add_signal_handler(getattr(signal, name), begin)
 
 
 def _stop_signal() -> asyncio.Event:

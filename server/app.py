@@ -31,6 +31,8 @@ from server.attempts import Attempts
 from server.channel import channel_options
 from server.config import METRICS_OFF, ServerConfig
 from server.engine.engine import Engine
+from server.engine.errors import EngineError
+from server.errors import NotReady, rule_for
 from server.events import Post
 from server.guard import Guard
 from server.invariants import Findings, Invariants
@@ -38,6 +40,8 @@ from server.loading import Loader, load_engine
 from server.metrics.counts import Metrics
 from server.metrics_endpoint import MetricsEndpoint
 from server.persistence import Persistence
+from server.profiling.errors import ProfilingError
+from server.profiling.profiles import DEFAULT_STEPS, DEFAULT_TIME_S, Profiles
 from server.registry import Registry
 from server.security.guarding import Guarding
 from server.servicers.admin import AdminServicer
@@ -118,6 +122,7 @@ class Server:
         self._watching_store: asyncio.Task[None] | None = None
         self._reloading: asyncio.Task[None] | None = None
         self._heads: list[Head] = []
+        self._profiles = Profiles(config.profile_dir, self._build.version)
 
     async def __aenter__(self) -> Self:
         """Start, and wait until the models are loaded."""
@@ -195,6 +200,19 @@ class Server:
             found.streams,
         )
         return found
+
+    async def profile(self) -> None:
+        """Take a profile of the first model, as a signal asks for it, and tell the log."""
+        result = "OK"
+        try:
+            engine = self._registry.engines()[0]
+            await self._profiles.take(
+                engine, steps=DEFAULT_STEPS, max_time_s=DEFAULT_TIME_S, why="a signal"
+            )
+        except (ProfilingError, EngineError, NotReady) as error:
+            _log.error("no profile: %s", error)
+            result = rule_for(error).code.name
+        self._guarding.audit.record(who="a signal", action="profile", result=result)
 
     async def wait_ready(self) -> None:
         """Wait until calls are answered.
@@ -287,7 +305,9 @@ class Server:
             attempts=self._attempts,
             streams=self._scoring.streams,
         )
-        admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(self._invariants), server)
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(
+            AdminServicer(self._invariants, self._profiles, self._registry), server
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if self.config.reflection:
             names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -333,6 +353,8 @@ class Server:
             if count := self._persistence.adopt(engine, self._heads):
                 _log.info("model %s has %d sessions in the store", engine.name, count)
             self.metrics.add_engine(engine)
+        if count := self._persistence.leave(self._heads):
+            _log.warning("the store has %d sessions that no model here has room for", count)
         self._heads.clear()
         self._registry.open(self._engines)
         await self._health.set_ready()
@@ -344,6 +366,7 @@ class Server:
         was_up = True
         while True:
             await asyncio.sleep(_LOOK_AT_STORE_S)
+            self._persistence.expire_left()
             if self._persistence.keeper.is_up != was_up:
                 was_up = not was_up
                 await self._health.set_store(is_up=was_up)

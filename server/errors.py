@@ -22,6 +22,7 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 
 from deq_model.tokenizers import errors as tokenizer_errors
 from server.engine import errors as engine_errors
+from server.profiling import errors as profiling_errors
 from server.security import errors as security_errors
 
 DOMAIN = "deqlm"
@@ -202,6 +203,9 @@ RULES: tuple[Rule, ...] = (
     Rule(security_errors.Unauthenticated, _Code.UNAUTHENTICATED, "UNAUTHENTICATED"),
     Rule(security_errors.PermissionMissing, _Code.PERMISSION_DENIED, "PERMISSION_DENIED"),
     Rule(security_errors.QuotaExceeded, _Code.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED", _retry_later),
+    Rule(profiling_errors.ProfilesOff, _Code.FAILED_PRECONDITION, "PROFILES_OFF"),
+    Rule(profiling_errors.ProfileRunning, _Code.ABORTED, "PROFILE_RUNNING", _retry_later),
+    Rule(profiling_errors.ProfileFailed, _Code.FAILED_PRECONDITION, "PROFILE_FAILED"),
     Rule(engine_errors.InvalidRequest, _Code.INVALID_ARGUMENT, "INVALID_REQUEST", _bad_request),
     Rule(engine_errors.SessionNotFound, _Code.NOT_FOUND, "SESSION_NOT_FOUND", _missing_session),
     Rule(engine_errors.SessionBusy, _Code.ABORTED, "SESSION_BUSY", _busy_session),

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
@@ -49,9 +50,13 @@ class Persistence:
     key: bytes | None = None
     leases: set[tuple[str, Lease]] = field(default_factory=set)
     _engines: dict[str, Engine] = field(default_factory=dict)
+    _left: dict[str, float] = field(default_factory=dict)
+    """Sessions that the store has for no engine here, and when each expires; of the monotonic
+    clock."""
 
     def __post_init__(self) -> None:
         self.keeper.on_saved = self._mark_saved
+        self.keeper.is_current = self._is_current
 
     def adopt(self, engine: Engine, heads: Sequence[Head]) -> int:
         """Has an engine's sessions be kept from now on, and those that the store has be its own.
@@ -69,6 +74,35 @@ class Persistence:
             if opened is not None and opened.snapshot.model == engine.name:
                 count += self._add_away(engine, head, opened)
         return count
+
+    def leave(self, heads: Sequence[Head]) -> int:
+        """Has the store keep, until they expire, sessions that no engine has adopted.
+
+        They are of models that are not served now, or beyond a bound that was made smaller.
+
+        Returns:
+            How many there are.
+        """
+        for head in heads:
+            opened = _opened(head)
+            engine = None if opened is None else self._engines.get(opened.snapshot.model)
+            if opened is None or (engine and engine.sessions.is_current(opened.snapshot)):
+                continue
+            # A clock that was set back must not make it live longer than its time to live.
+            idle_s = max(0.0, time.time() - opened.snapshot.last_used_time)
+            if idle_s > opened.snapshot.ttl_s:
+                self._drop(head.session_id)
+                continue
+            self._left[head.session_id] = time.monotonic() + opened.snapshot.ttl_s - idle_s
+            self.keeper.note(head.session_id, head.size)
+        return len(self._left)
+
+    def expire_left(self) -> None:
+        """Drops sessions of no engine whose time to live has passed."""
+        now = time.monotonic()
+        for session_id in [one for one, ends in self._left.items() if ends < now]:
+            del self._left[session_id]
+            self._drop(session_id)
 
     def _add_away(self, engine: Engine, head: Head, opened: Opened) -> bool:
         if len(engine.sessions) >= engine.limits.max_sessions:
@@ -210,6 +244,10 @@ class Persistence:
 
     def _drop(self, session_id: str) -> None:
         self.keeper.drop(session_id)
+
+    def _is_current(self, snapshot: Snapshot) -> bool:
+        engine = self._engines.get(snapshot.model)
+        return engine is None or engine.sessions.is_current(snapshot)
 
     def _mark_saved(self, snapshot: Snapshot) -> None:
         engine = self._engines.get(snapshot.model)

@@ -4,6 +4,7 @@ import re
 
 from server.engine import errors as engine_errors
 from server.errors import ModelNotFound, NotReady, SlowReader, clip
+from server.profiling.errors import ProfilingError
 from server.security.errors import PermissionMissing, QuotaExceeded, Unauthenticated
 
 # Whose messages are of the server's own words and numbers. Others name a session, a key or a text.
@@ -19,6 +20,7 @@ _TOLD = (
     SlowReader,
     PermissionMissing,
     QuotaExceeded,
+    ProfilingError,
 )
 _GOT = ", got "
 _NUMBER = re.compile(r"-?\d+(\.\d+)?(e[-+]?\d+)?|-?inf|nan")

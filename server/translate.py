@@ -108,6 +108,7 @@ def solver_report(stats: SolveStats, solve: Solve) -> common_pb2.SolverReport:
         applied_tol=max(solve.tol, stats.applied_tol),
         loosened_tokens=stats.loosened_tokens,
         shared_tokens=stats.shared_tokens,
+        repaired_tokens=stats.repaired_tokens,
     )
 
 
@@ -227,6 +228,7 @@ def session(view: SessionView, model: str) -> session_pb2.Session:
         busy=view.busy,
         ttl_s=view.ttl_s,
         solver=solver_options(view.solve),
+        repairs=view.repairs,
     )
 
 

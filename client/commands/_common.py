@@ -94,12 +94,14 @@ def solver_options(args: argparse.Namespace) -> SolverOptions | None:
 
 
 def unconverged(report: SolverReport) -> str:
-    """Tell of tokens that were accepted above the tolerance; empty when there are none."""
+    """Tell of tokens accepted above the tolerance, or solved again; empty when there are none."""
     words = ""
     if missed := report.unconverged_tokens - report.loosened_tokens:
         words += f", {missed} tokens not converged"
     if report.loosened_tokens:
         words += f", {report.loosened_tokens} tokens loosened to tol {report.applied_tol:g}"
+    if report.repaired_tokens:
+        words += f", {report.repaired_tokens} tokens of the session solved again"
     return words
 
 

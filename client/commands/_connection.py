@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 from typing import Any, Final
 
 from cli.parser import positive_seconds
 from client._channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S
+from client.commands._environment import (
+    ADDRESS_VARIABLE,
+    CA_VARIABLE,
+    TOKEN_VARIABLE,
+    UsageError,
+    read_token,
+)
 from client.credentials import Tls
 from client.errors import InvalidArgument
 from client.sync import Client
 
-ADDRESS_VARIABLE: Final = "DEQLM_ADDRESS"
-TOKEN_VARIABLE: Final = "DEQLM_TOKEN"
-CA_VARIABLE: Final = "DEQLM_TLS_CA"
-
-
-class UsageError(Exception):
-    """The command line cannot be carried out; the message says what to change."""
+__all__ = [
+    "ADDRESS_VARIABLE",
+    "CA_VARIABLE",
+    "TOKEN_VARIABLE",
+    "UsageError",
+    "add_connection_flags",
+    "connect",
+    "is_encrypted",
+    "read_token",
+]
 
 
 def add_connection_flags(group: Any) -> None:
@@ -84,25 +93,6 @@ def is_encrypted(args: argparse.Namespace) -> bool:
 _HINTS: Final = {
     "token": "; give --tls or --tls-ca FILE, or --send-token-unencrypted where the way is safe"
 }
-
-
-def read_token(path: str | None) -> str | None:
-    """That of the file, else that of the environment, else none; never told in any message.
-
-    Raises:
-        UsageError: the file cannot be read, or holds more than a token.
-    """
-    if path is None:
-        return os.environ.get(TOKEN_VARIABLE) or None
-    try:
-        token = Path(path).read_text(encoding="ascii").strip()
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} must hold a token alone") from None
-    if len(token.split()) != 1:
-        raise UsageError(f"{path} must hold a token alone, got {len(token.split())} words")
-    return token
 
 
 def _tls(args: argparse.Namespace) -> Tls | None:

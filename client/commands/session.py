@@ -141,7 +141,8 @@ def _session_table(infos: Sequence[SessionInfo]) -> str:
             f"{info.totals.perplexity:.3f}" if info.totals.scored_tokens else "",
             f"{info.memory_bytes / 2**10:.0f}",
             f"{max((info.expire_time - now).total_seconds(), 0.0):.0f}",
-            "busy" if info.busy else "idle",
+            ("busy" if info.busy else "idle")
+            + (f", repaired {info.repairs}×" * bool(info.repairs)),
         ]
         for info in infos
     ]

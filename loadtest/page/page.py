@@ -36,6 +36,7 @@ def page(
     server = result.about.get("server", {})
     title = f"Load test of {server.get('model', 'a model')}"
     swept = [one for one in found if not one.results[0].stage.searches] or list(found)
+    swept.sort(key=lambda one: one.load)  # what was due by chance, not what was planned
     body = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="lead">{escape(str(result.about.get("began", "")))}</p>',

@@ -181,6 +181,13 @@ ROWS: tuple[Row, ...] = (
                 ),
             ),
             Panel(
+                title="Done again after a fault",
+                queries=(
+                    ("sessions repaired {{model}}", rate("deqlm_session_repairs_total", "model")),
+                    ("parts repeated {{model}}", rate("deqlm_repeated_parts_total", "model")),
+                ),
+            ),
+            Panel(
                 title="Memory of the process",
                 queries=(("{{instance}}", f'process_resident_memory_bytes{{job="deqlm",{HERE}}}'),),
                 unit="bytes",

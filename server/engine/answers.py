@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -11,7 +12,7 @@ from server.engine.drawing import announce_prompt
 from server.engine.errors import EngineError, EngineFailed, OutOfMemory
 from server.engine.memory import Memory, is_out_of_memory
 from server.engine.requests import GenerateJob, ScoreJob
-from server.engine.results import Failed, Generated, Scored, SessionView
+from server.engine.results import Failed, Generated, Scored, Totals
 from server.engine.runs import Runs
 from server.engine.sharing import Sharing
 from server.engine.work import Ending, Run, Work, totals_of
@@ -63,12 +64,11 @@ class Answers:
             if work.ending is not None:
                 self._finish_generate(work, work.job, work.ending)
         elif run.candidate is None:
-            session = self._end_main(work, run, work.job)
-            self._emit_scored(work, work.job, session or self._memory.view(work))
+            self._finish_score(work, work.job)
         else:
             self._end_candidate(run, work.job)
             if len(work.candidates) == len(work.job.candidates):
-                self._emit_scored(work, work.job, self._memory.view(work))
+                self._finish_score(work, work.job)
 
     def stop(self, work: Work) -> None:
         """Answers a job whose budget is spent with what there is."""
@@ -99,26 +99,13 @@ class Answers:
             )
 
     def _stop_score(self, work: Work, job: ScoreJob) -> None:
-        session = None
-        if work.main is not None and work.main in work.runs:
-            session = self._end_main(work, work.main, job)
-        for run in list(work.runs):
+        for run in [run for run in work.runs if run is not work.main]:
             self._end_candidate(run, job)
         for index in range(len(job.candidates)):
             if index not in work.candidates:
                 work.candidates[index] = ()
                 work.cut.add(index)
-        self._emit_scored(work, job, session or self._memory.view(work))
-
-    def _end_main(self, work: Work, run: Run, job: ScoreJob) -> SessionView | None:
-        """Ends the run of a job's own tokens; the session it was committed to, if it was."""
-        session = None
-        if job.lease is not None and not job.candidates:
-            # The token after the last accepted one has a log-probability, but no state yet.
-            del run.tokens[run.held :]
-            session = self._memory.commit(run, totals_of(run.tokens))
-        self._runs.drop(run)
-        return session
+        self._finish_score(work, job)
 
     def _end_candidate(self, run: Run, job: ScoreJob) -> None:
         work, index = run.work, run.candidate
@@ -128,54 +115,76 @@ class Answers:
             work.cut.add(index)
         self._runs.drop(run)
 
-    def _emit_scored(self, work: Work, job: ScoreJob, session: SessionView | None) -> None:
-        own = tuple(work.main.tokens) if work.main is not None else ()
-        early = work.main is not None and work.main.early
+    def _finish_score(self, work: Work, job: ScoreJob) -> None:
+        run = work.main
+        commits = run is not None and job.lease is not None and not job.candidates
+        if run is not None and commits:
+            # The token after the last accepted one has a log-probability, but no state yet.
+            del run.tokens[run.held :]
+        own = () if run is None else tuple(run.tokens)
+        early = run is not None and run.early
         is_cut = bool(work.cut) or early or len(own) < len(job.tokens)
-        self._end(work)
-        job.sink(
-            Scored(
-                tokens=own,
-                candidates=tuple(work.candidates[i] for i in range(len(job.candidates))),
-                session=session,
-                position=len(own) if session is None else session.position,
-                stats=work.stats,
-                times=work.times(time.monotonic()),
-                stopped=work.closing if is_cut else None,
-                cut=frozenset(work.cut),
-            )
+        answer = Scored(
+            tokens=own,
+            candidates=tuple(work.candidates[i] for i in range(len(job.candidates))),
+            session=None,
+            position=len(own),
+            stats=work.stats,
+            times=work.times(time.monotonic()),
+            stopped=work.closing if is_cut else None,
+            cut=frozenset(work.cut),
         )
+        self._answer(work, answer, totals_of(run.tokens) if run is not None and commits else None)
 
     def _finish_generate(self, work: Work, job: GenerateJob, ending: Ending) -> None:
-        run, session = work.main, None
+        run = work.main
         # The caller's code comes first: nothing is committed when it breaks.
         text = "" if ending.stop_string is not None else job.text.finish()
         if run is not None and job.lease is not None:
             del run.tokens[run.held :]
         read = [] if run is None else run.tokens
         announce_prompt(work, job, totals_of(read))
-        if run is not None:
-            if job.lease is not None:
-                drawn = work.drawn[: run.held - len(read)]
-                session = self._memory.commit(run, totals_of(read) + totals_of(drawn))
-            self._runs.drop(run)
-        session = session or self._memory.view(work)
-        self._end(work)
+        kept = None
+        if run is not None and job.lease is not None:
+            kept = totals_of(read) + totals_of(work.drawn[: run.held - len(read)])
         first = work.first_token
-        job.sink(
-            Generated(
-                reason=ending.reason,
-                text=text,
-                stop_string=ending.stop_string,
-                stop_id=ending.stop_id,
-                totals=totals_of(work.drawn),
-                session=session,
-                position=len(read) + len(work.drawn) if session is None else session.position,
-                stats=work.stats,
-                times=work.times(time.monotonic()),
-                time_to_first_token_s=None if first is None else first - work.submitted,
-            )
+        answer = Generated(
+            reason=ending.reason,
+            text=text,
+            stop_string=ending.stop_string,
+            stop_id=ending.stop_id,
+            totals=totals_of(work.drawn),
+            session=None,
+            position=len(read) + len(work.drawn),
+            stats=work.stats,
+            times=work.times(time.monotonic()),
+            time_to_first_token_s=None if first is None else first - work.submitted,
         )
+        self._answer(work, answer, kept)
+
+    def _answer(self, work: Work, answer: Scored | Generated, totals: Totals | None) -> None:
+        """Commits, and answers. The answer is made before, so that both are done or neither is.
+
+        Args:
+            work: the job.
+            answer: as it is without a session.
+            totals: over the tokens that its own run commits; None where it commits nothing.
+        """
+        session = None
+        if work.main is not None and totals is not None:
+            session = self._memory.commit(work.main, totals)
+        session = session or self._memory.view(work)
+        if session is not None:
+            answer = replace(answer, session=session, position=session.position)
+        try:
+            for run in list(work.runs):
+                self._runs.drop(run)
+            self._end(work)
+        except Exception:
+            # What is committed is committed: the caller has to hear of that all the same.
+            log.exception("job %s did not end well", work.job.job_id, extra=_about(work))
+            work.finished = True
+        work.job.sink(answer)
 
     def _end(self, work: Work) -> None:
         work.end()

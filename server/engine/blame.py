@@ -118,7 +118,10 @@ class Blame:
     def _end(self, failures: Sequence[_Failure]) -> None:
         for part, error in failures:
             log.error(
-                "jobs %s are ended for it", [work.job.job_id for work in part], exc_info=error
+                "jobs %s are ended for it",
+                [work.job.job_id for work in part],
+                exc_info=error,
+                extra={"request_id": " ".join(sorted({work.job.request_id for work in part}))},
             )
             self._answers.break_off(part, error)
 

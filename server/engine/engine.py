@@ -35,6 +35,7 @@ from server.engine.jobs import JobRunner
 from server.engine.limits import EngineLimits, EngineSnapshot
 from server.engine.memory import Memory
 from server.engine.observer import Observer
+from server.engine.recording import Recording
 from server.engine.requests import Job, ScoreJob
 from server.engine.results import Event, Failed
 from server.engine.scheduler import Scheduler
@@ -181,6 +182,7 @@ class Engine:
         self._accepting = False
         self._stopping = False
         self._candidates_turn = self._stumbled = False
+        self._recording: Recording | None = None
         self._thread = threading.Thread(target=self._loop, name=f"engine-{name}", daemon=True)
 
     @property
@@ -293,6 +295,24 @@ class Engine:
         """What does not add up, looked at between two calls of f: nothing, unless it is broken."""
         return self.perform(self._problems)
 
+    def record(self, recording: Recording) -> "Future[None]":
+        """Has the next steps be recorded; one recording at a time."""
+
+        def begin() -> None:
+            recording.begin()
+            self._recording = recording
+
+        return self.perform(begin)
+
+    def end_recording(self) -> "Future[None]":
+        """Ends what is being recorded, if it is not over."""
+        return self.perform(self._end_recording)
+
+    def _end_recording(self) -> None:
+        recording, self._recording = self._recording, None
+        if recording is not None:
+            recording.end()
+
     def _problems(self) -> list[str]:
         with self._wake:
             works = [*self._waiting, *self._running]
@@ -331,6 +351,8 @@ class Engine:
             resident_sessions=self.sessions.resident,
             sessions_from_states=self.memory.from_states,
             sessions_from_tokens=self.memory.from_tokens,
+            sessions_repaired=self.memory.repaired,
+            repeated_parts=self._runner.repeated,
             sessions_left_idle=self.memory.left_idle,
             sessions_left_full=self.memory.left_full,
             waiting_for_places=waits["places"],
@@ -363,6 +385,7 @@ class Engine:
                 while self._wait_for_work():
                     self._turn()
         finally:
+            self._end_recording()
             self._end_all()
 
     def _wait_for_work(self) -> bool:
@@ -384,6 +407,8 @@ class Engine:
             self._runner.loosen_to = self.limits.overload_tol if self.is_overloaded else 0.0
             if self._running:
                 self._runner.step()
+                if self._recording is not None:
+                    self._recording.stepped()
             self._stumbled = False
         except Exception as error:
             self._stumble(error)

@@ -73,6 +73,11 @@ class JobRunner:
         """Runs that wait for what others solve, or take it over."""
         return self._sharing.parked
 
+    @property
+    def repeated(self) -> int:
+        """How often something that jobs share was done again for some of them."""
+        return self._blame.repeated
+
     def problems(self) -> list[str]:
         """Where runs and what they hold do not add up."""
         return self._runs.problems()

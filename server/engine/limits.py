@@ -52,9 +52,11 @@ class EngineSnapshot:
 
     ``loosening`` says whether tokens are solved to ``overload_tol`` now, ``prefix_tokens`` how many
     tokens of ended prompts have their states kept. ``sessions_from_...`` and ``sessions_left_...``
-    count sessions that came back to the device and left it since the start. ``waiting_for_...``
+    count sessions that came back to the device and left it since the start, ``sessions_repaired``
+    those whose memory held no numbers. ``waiting_for_...``
     part the waiting jobs: there is no place, only such as are kept for other owners, or it is not
     their turn yet. ``parked_texts`` have a place and wait for others that begin alike.
+    ``repeated_parts`` counts what was done again as something that requests share had failed.
     """
 
     running_jobs: int
@@ -70,9 +72,11 @@ class EngineSnapshot:
     resident_sessions: int = 0
     sessions_from_states: int = 0
     sessions_from_tokens: int = 0
+    sessions_repaired: int = 0
     sessions_left_idle: int = 0
     sessions_left_full: int = 0
     waiting_for_places: int = 0
     waiting_for_share: int = 0
     waiting_for_turn: int = 0
     parked_texts: int = 0
+    repeated_parts: int = 0

@@ -14,7 +14,7 @@ from server.engine.sessions import SessionTable
 from server.engine.slab import Slab
 from server.engine.slots import SlotPool
 from server.engine.snapshots import Snapshot, StateFormat, States, pack_tokens, unpack_tokens
-from server.engine.solve import Solved
+from server.engine.solve import Solved, SolveStats
 from server.engine.work import Run, Work
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ class Memory:
         captures: whether commits come with all that a store needs.
         from_states: sessions that came back by their states.
         from_tokens: sessions that had to be solved again.
+        repaired: those of them whose memory held no numbers.
         left_idle: sessions that left the device as nobody used them.
         left_full: sessions that left it to make room.
     """
@@ -51,7 +52,8 @@ class Memory:
         self._batch, self._eos_id, self._format = batch, eos_id, state_format
         self.put_away: Callable[[Snapshot], None] | None = None
         self.captures = False
-        self.from_states = self.from_tokens = self.left_idle = self.left_full = 0
+        self.from_states = self.from_tokens = self.repaired = 0
+        self.left_idle = self.left_full = 0
 
     def take_base(self, work: Work) -> None:
         """Has a job hold what its session has come to, if it has a session.
@@ -74,9 +76,11 @@ class Memory:
         elif base.slot is None and base.position > 0:
             tokens = unpack_tokens(base.tokens)
             z_star = self._usable(base)
+            if z_star is not None and not bool(torch.isfinite(z_star).all()):
+                self._heal(work, base)
+                return
             if z_star is None:
-                self.from_tokens += 1
-                work.again = tuple(tokens)
+                self._solve_again(work, tokens)
                 return
             assert base.states is not None
             self.from_states += 1
@@ -84,17 +88,22 @@ class Memory:
             self.settle(work)
 
     def _heal(self, work: Work, base: Base) -> None:
-        """Has a session whose memory holds no numbers give it up: its tokens are solved again."""
+        """Marks a session whose memory holds no numbers, and has its tokens be solved again."""
         lease = work.job.lease
         assert lease is not None, "only sessions have bases"
         log.error("session %s: its memory holds no numbers; it is solved again", lease.session_id)
         self.release_base(work)
-        self._sessions.unseat(lease)
+        self._sessions.give_up_memory(lease)
+        self.repaired += 1
+        work.stats += SolveStats(repaired_tokens=base.position)
+        self._solve_again(work, unpack_tokens(base.tokens))
+
+    def _solve_again(self, work: Work, tokens: list[int]) -> None:
         self.from_tokens += 1
-        work.again = tuple(unpack_tokens(base.tokens))
+        work.again = tuple(tokens)
 
     def _usable(self, base: Base) -> Tensor | None:
-        """States ``(n, d_model)`` of a base on the device; None where they do not fit or are bad.
+        """States ``(n, d_model)`` of a base on the device; None where they do not fit.
 
         Whose checkpoint they are of was looked at when they came.
         """
@@ -105,8 +114,7 @@ class Memory:
         if (states.rows, states.d_model) != (rows, self._slab.config.d_model):
             return None
         flat = torch.frombuffer(bytearray(states.data), dtype=_DTYPES[states.format])
-        z_star = flat.view(rows, -1).to(self._slab.key.device, self._slab.key.dtype)
-        return z_star if bool(torch.isfinite(z_star).all()) else None
+        return flat.view(rows, -1).to(self._slab.key.device, self._slab.key.dtype)
 
     def _revive(self, tokens: list[int], z_star: Tensor, solved: Solved) -> int:
         """A slot, held by the caller, with the memory that the last tokens' states make."""

@@ -88,6 +88,7 @@ class SessionView:
     busy: bool
     solve: Solve
     last_token: int | None = None
+    repairs: int = 0
     snapshot: "Snapshot | None" = None
 
 

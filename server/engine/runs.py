@@ -107,6 +107,6 @@ class Runs:
         """Ends a run and gives its row back."""
         del self._by_sequence[run.sequence]
         run.work.runs.remove(run)
-        self._sharing.end(run)
         self._scheduler.remove(run.sequence)
         self._rows.release(run.sequence.slot)
+        self._sharing.end(run)  # last: it may want memory, and what is held is given back

@@ -12,8 +12,8 @@ class Session:
     """A session. It is *resident* while it has a slot, and *away* while its tokens are not here.
 
     Attributes:
-        session_id, owner, ttl_s, solve, create_time, last_used_time, totals, revision, answers: as
-            in a ``Snapshot``.
+        session_id, owner, ttl_s, solve, create_time, last_used_time, totals, revision, answers,
+            repairs: as in a ``Snapshot``.
         last_used: the same instant of the monotonic clock.
         is_private: of a stream without a session: nobody else sees it, and it is never stored.
         slot: of the device's memory.
@@ -44,6 +44,7 @@ class Session:
     revision: int = 1
     saved: int = 0
     lease: int | None = None
+    repairs: int = 0
 
     @property
     def is_away(self) -> bool:
@@ -80,6 +81,7 @@ class Session:
             tokens=self.tokens,
             states=states,
             answers=self.answers,
+            repairs=self.repairs,
         )
 
     def view(self, *, memory_bytes: int, snapshot: Snapshot | None = None) -> SessionView:
@@ -97,5 +99,6 @@ class Session:
             busy=self.lease is not None,
             solve=self.solve,
             last_token=self.last_token,
+            repairs=self.repairs,
             snapshot=snapshot,
         )

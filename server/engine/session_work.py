@@ -156,13 +156,14 @@ class SessionWork(SessionBase):
             session = self._holder(lease)
             return session is not None and session.is_private
 
-    def unseat(self, lease: Lease) -> None:
-        """Takes the session of a lease off the device, and forgets its states."""
+    def give_up_memory(self, lease: Lease) -> None:
+        """Forgets all of a lease's session but its tokens, and marks it: it held no numbers."""
         with self._lock:
             session = self._holder(lease)
             if session is not None:
                 self._vacate(session)
                 session.states = None
+                session.repairs += 1
 
     def view(self, lease: Lease) -> SessionView | None:
         """The session of a lease, or None when the lease is over."""
@@ -181,6 +182,12 @@ class SessionWork(SessionBase):
             if session is None or session.is_private or session.is_away:
                 return None
             return self._snapshot(session, session.states if states is None else states)
+
+    def is_current(self, snapshot: Snapshot) -> bool:
+        """Whether the session of a snapshot is there, and not another one that has its id."""
+        with self._lock:
+            session = self._sessions.get(snapshot.session_id)
+            return session is not None and session.create_time == snapshot.create_time
 
     def mark_saved(self, session_id: str, revision: int) -> None:
         """The store has a revision of a session."""

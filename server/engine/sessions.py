@@ -51,7 +51,7 @@ class SessionTable(SessionWork):
             self._fill(session, snapshot)
             session.position, session.totals = snapshot.position, snapshot.totals
             session.last_token = snapshot.last_token
-            session.revision = snapshot.revision
+            session.revision, session.repairs = snapshot.revision, snapshot.repairs
             session.saved = snapshot.revision if saved else 0
             return self._view(session)
 
@@ -81,6 +81,7 @@ class SessionTable(SessionWork):
                 last_token=last_token,
                 tokens=None,
                 revision=snapshot.revision,
+                repairs=snapshot.repairs,
                 saved=snapshot.revision,
             )
             self._insert(session)

@@ -166,10 +166,12 @@ class Sharing:
     def end(self, run: Run) -> None:
         """A run is over: what it knew is kept."""
         self._parked.pop(run, None)
-        if run.trace is not None:
-            _copy_last(run.trace.states, len(run.trace.states) % _COPIED)
-            self._prefixes.close(run.trace)
-            run.trace = None
+        trace, run.trace = run.trace, None
+        if trace is not None:
+            try:
+                _copy_last(trace.states, len(trace.states) % _COPIED)
+            finally:
+                self._prefixes.close(trace)
 
     def clear(self) -> None:
         """Drops what is kept of runs that are over: somebody needs the memory."""

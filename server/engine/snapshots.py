@@ -82,6 +82,7 @@ class Snapshot:
         states: of the last tokens, <eos> included where it is one of them; None where they must be
             solved again.
         answers: to calls with idempotency keys, oldest first.
+        repairs: how often its memory was found to hold no numbers.
     """
 
     session_id: str
@@ -97,6 +98,7 @@ class Snapshot:
     tokens: bytes
     states: States | None = None
     answers: tuple[Answer, ...] = ()
+    repairs: int = 0
 
     @property
     def position(self) -> int:

@@ -49,6 +49,7 @@ class SolveStats:
         loosened_tokens: tokens accepted above their tolerance as much work was waiting.
         applied_tol: loosest tolerance applied; 0 before the first token.
         shared_tokens: tokens taken over as others had solved them; not among the solved ones.
+        repaired_tokens: tokens of the session to be solved again, as its memory held no numbers.
     """
 
     nfe_total: int = 0
@@ -61,6 +62,7 @@ class SolveStats:
     loosened_tokens: int = 0
     applied_tol: float = 0.0
     shared_tokens: int = 0
+    repaired_tokens: int = 0
 
     def __add__(self, other: "SolveStats") -> "SolveStats":
         return SolveStats(
@@ -74,6 +76,7 @@ class SolveStats:
             self.loosened_tokens + other.loosened_tokens,
             max(self.applied_tol, other.applied_tol),
             self.shared_tokens + other.shared_tokens,
+            self.repaired_tokens + other.repaired_tokens,
         )
 
     @property

@@ -44,6 +44,19 @@ _MOVES = (
         (("idle", "sessions_left_idle"), ("budget", "sessions_left_full")),
     ),
 )
+# (name, help, field of the snapshot)
+_COUNTS = (
+    (
+        "deqlm_session_repairs",
+        "Sessions whose memory held NaN or infinity and was solved again",
+        "sessions_repaired",
+    ),
+    (
+        "deqlm_repeated_parts",
+        "What was done again for some requests, as it had failed for more of them at once",
+        "repeated_parts",
+    ),
+)
 _REASONS = (
     ("places", "waiting_for_places"),
     ("share", "waiting_for_share"),
@@ -70,6 +83,11 @@ class EngineGauges(Collector):
             for model, snapshot in snapshots:
                 for value, field in fields:
                     counter.add_metric((model, value), float(getattr(snapshot, field)))
+            yield counter
+        for name, text, field in _COUNTS:
+            counter = CounterMetricFamily(name, text, labels=("model",))
+            for model, snapshot in snapshots:
+                counter.add_metric((model,), float(getattr(snapshot, field)))
             yield counter
         usage = [(name, _share(snapshot)) for name, snapshot in snapshots]
         yield _family("deqlm_cache_usage_ratio", "Share of the slots in use, 0 to 1", usage)

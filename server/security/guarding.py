@@ -28,7 +28,8 @@ class Guarding:
         """
         self._options, self._counts = options, counts
         self._access = Access(options)
-        audit = Audit(options.audit_log)
+        self.audit = Audit(options.audit_log)
+        """Has a line for each act of an administrator."""
         self._certificates: LiveCertificates | None = None
         things: list[tuple[str, Reloadable]] = []
         if options.auth_file is not None:
@@ -37,8 +38,8 @@ class Guarding:
             certificates = self._certificates = LiveCertificates(options)
             counts.watch_expiry(lambda: certificates.expiry)
             things.append(("certificates", certificates))
-        self.gate = Gate(options, self._access, counts, audit)
-        self.reloader = Reloader(things, counts, audit)
+        self.gate = Gate(options, self._access, counts, self.audit)
+        self.reloader = Reloader(things, counts, self.audit)
         self.has_files = bool(things)
         """Whether there is something to read anew."""
 

@@ -30,6 +30,7 @@ METHODS: Final[Mapping[str, frozenset[Right]]] = {
     "ModelService/ListModels": _ANY,
     "ModelService/GetModel": _ANY,
     "AdminService/CheckInvariants": ADMIN,
+    "AdminService/Profile": ADMIN,
 }
 """Service and method, without the package: rights of which a caller needs one."""
 

@@ -34,6 +34,7 @@ _PREFIX: Final = struct.Struct("<8sHHI")
 _SEAL_BYTES: Final = 32
 _MAX_HEADER: Final = 1 << 20
 _POLICIES: Final = ("best_effort", "error")
+_NO_NUMBERS: Final = ("nan", "inf", "-inf")
 _STATUSES: Final = ("converged", "loosened", "max_nfe", "nonfinite")
 
 
@@ -140,10 +141,16 @@ def _fields(snapshot: Snapshot) -> dict[str, Any]:
         "create_time": snapshot.create_time,
         "last_used_time": snapshot.last_used_time,
         "revision": snapshot.revision,
-        "totals": [snapshot.totals.scored_tokens, snapshot.totals.logprob_sum],
+        "totals": [snapshot.totals.scored_tokens, _sum_field(snapshot.totals.logprob_sum)],
         "position": snapshot.position,
         "last_token": snapshot.last_token,
+        "repairs": snapshot.repairs,
     }
+
+
+def _sum_field(value: float) -> float | str:
+    """A sum of log-probabilities; JSON has no number for one that a broken model gives."""
+    return value if math.isfinite(value) else str(value)
 
 
 def _states_fields(states: States) -> dict[str, Any]:
@@ -216,8 +223,8 @@ def _opened(
     header: dict[str, Any], tokens: bytes, states: States | None, answers: Sequence[Answer]
 ) -> Opened:
     totals, last = _get(header, "totals", list), header.get("last_token")
-    if not (len(totals) == 2 and _is_count(totals[0]) and _is_number(totals[1])):
-        raise BlobError(f"totals must be a count and a finite sum, got {totals}")
+    if not (len(totals) == 2 and _is_count(totals[0]) and _is_sum(totals[1])):
+        raise BlobError(f"totals must be a count and a sum, got {totals}")
     if not (last is None or _is_count(last)):
         raise BlobError(f"last_token must be an id, got {last!r}")
     return Opened(
@@ -235,6 +242,7 @@ def _opened(
             tokens=tokens,
             states=states,
             answers=tuple(answers),
+            repairs=_count(header, "repairs") if "repairs" in header else 0,
         ),
         _count(header, "position"),
         last,
@@ -320,6 +328,11 @@ def _is_number(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) < 1e300  # NaN fails
+
+
+def _is_sum(value: Any) -> bool:
+    # Blobs have had these as numbers, too, which Python reads and writes in JSON.
+    return value in _NO_NUMBERS or _is_number(value) or (value.__class__ is float)
 
 
 def _digest(data: bytes) -> str:

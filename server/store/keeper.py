@@ -58,6 +58,8 @@ class Keeper:
 
     Attributes:
         on_saved: told of each snapshot that the store has; called on the keeper's thread.
+        is_current: whether a snapshot's session is still there: one that was deleted since must
+            not come back by what was on its way to the store. Called without the keeper's lock.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Keeper:
         self._observer = observer or Unwatched()
         self._monotonic = monotonic
         self.on_saved: Callable[[Snapshot], None] = lambda snapshot: None
+        self.is_current: Callable[[Snapshot], bool] = lambda snapshot: True
         self._wake = threading.Condition()
         self._writes: dict[str, _Write] = {}
         self._reads: deque[tuple[str, Future[Snapshot | None]]] = deque()
@@ -87,7 +90,7 @@ class Keeper:
         self._is_failing = False
         self._busy_since: float | None = None
         self._pause_s = _FIRST_PAUSE_S
-        self._closing = False
+        self._closing = self._is_over = False
         self._thread = threading.Thread(target=self._run, name="session-store", daemon=True)
         self._thread.start()
 
@@ -103,10 +106,10 @@ class Keeper:
 
     @property
     def is_up(self) -> bool:
-        """Whether the store does what it is asked, in time."""
+        """Whether the store does what it is asked, in time, and somebody is there to ask it."""
         busy_since = self._busy_since
         is_slow = busy_since is not None and self._monotonic() - busy_since > self._timeout_s
-        return not (self._is_failing or is_slow)
+        return not (self._is_failing or is_slow) and not self._is_over
 
     @property
     def stored(self) -> tuple[int, int]:
@@ -130,6 +133,10 @@ class Keeper:
             Whether the store has it. While the store is down that is False at once; it gets the
             session as soon as it is back all the same.
         """
+        if not self.is_current(snapshot):
+            gone: Future[bool] = _uncancellable()
+            gone.set_result(False)
+            return gone
         return self._enqueue(snapshot.session_id, snapshot)
 
     def drop(self, session_id: str) -> "Future[bool]":
@@ -146,7 +153,7 @@ class Keeper:
             write = self._writes.get(session_id)
             if write is not None:
                 future.set_result(write.snapshot)
-            elif self._closing:
+            elif self._closing or self._is_over:
                 future.set_exception(StoreError(f"{self.label} is closed"))
             else:
                 self._reads.append((session_id, future))
@@ -167,7 +174,7 @@ class Keeper:
         with self._wake:
             write = self._writes.setdefault(session_id, _Write(snapshot))
             before = write.snapshot
-            if snapshot is None or before is None or before.revision <= snapshot.revision:
+            if snapshot is None or before is None or _age(before) <= _age(snapshot):
                 write.snapshot = snapshot
             if self.is_up and not self._closing:
                 write.waiting.append(future)
@@ -177,6 +184,17 @@ class Keeper:
         return future
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        finally:
+            # Also where the thread ends by a defect: nobody may wait for it.
+            with self._wake:
+                self._is_over = True
+            self._answer({key: write.snapshot for key, write in self._writes.items()}, False)
+            self._refuse_reads()
+            self._store.close()
+
+    def _serve(self) -> None:
         while True:
             with self._wake:
                 # A store that failed to read is asked again even if nobody wants anything.
@@ -197,8 +215,6 @@ class Keeper:
                 if self._closing:
                     break  # whatever it was, there is no time for more
                 self._rest()
-        self._refuse_reads()
-        self._store.close()
 
     def _rest(self) -> None:
         """Waits before writing again; who wants to read meanwhile has it tried now."""
@@ -215,31 +231,31 @@ class Keeper:
                 self._read(session_id, future)
 
     def _write(self, due: dict[str, Snapshot | None]) -> bool:
-        entries, deleted = [], []
+        entries, deleted, written = [], [], []
         try:
             for session_id, snapshot in due.items():
-                if snapshot is None:
+                if snapshot is None or not self.is_current(snapshot):
                     deleted.append(session_id)
                 else:
+                    written.append(snapshot)
                     entries.append(Entry(session_id, write_head(snapshot), write_blob(snapshot)))
             with self._timed("write"):
                 self._store.write(entries, deleted)
+            for snapshot in written:
+                self.on_saved(snapshot)
         except Exception as error:  # whatever it is, sessions must go on
             self._note_failure(error)
-            self._answer(due, is_stored=False)
+            self._answer(due, False)
             return False
         self._note_success()
         for entry in entries:
             self._sizes[entry.session_id] = len(entry.body)
         for session_id in deleted:
             self._sizes.pop(session_id, None)
-        for snapshot in due.values():
-            if snapshot is not None:
-                self.on_saved(snapshot)
-        self._answer(due, is_stored=True)
+        self._answer(due, True)
         return True
 
-    def _answer(self, due: dict[str, Snapshot | None], *, is_stored: bool) -> None:
+    def _answer(self, due: dict[str, Snapshot | None], is_stored: bool) -> None:
         """Tells those who wait; what was replaced meanwhile is written, and told, again."""
         told: list[Future[bool]] = []
         with self._wake:
@@ -303,6 +319,11 @@ class Keeper:
             reads, self._reads = self._reads, deque()
         for _, future in reads:
             future.set_exception(StoreError(f"{self.label} is closed"))
+
+
+def _age(snapshot: Snapshot) -> tuple[float, int]:
+    """What grows from one state of a session to the next, and to another one with its id."""
+    return snapshot.create_time, snapshot.revision
 
 
 def _uncancellable() -> "Future[T]":

@@ -7,9 +7,9 @@ from torch import Tensor
 from deq_model.feed_forward import PreparedFeedForward
 from deq_model.function import EquilibriumWeights
 from deq_model.int8_feed_forward import Int8FeedForward, has_int8
+from tests.kernels import needs_int8
 from tests.server.engine.helpers import small_model
 
-needs_int8 = pytest.mark.skipif(not has_int8("cpu"), reason="this CPU has no 8-bit products")
 ROWS = 150
 
 

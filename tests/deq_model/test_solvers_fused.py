@@ -14,6 +14,7 @@ from deq_model.solvers.fused import FusedStep
 from deq_model.solvers.native import NativeStep
 from deq_model.solvers.rows import RowSolver
 from tests.deq_model.fused_rows import agree, solver
+from tests.kernels import needs_kernels
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -53,7 +54,7 @@ def test_only_broyden_has_a_kernel() -> None:
     assert solver(torch.device("cpu"), torch.float32).is_fused == bool(find("observe"))
 
 
-@pytest.mark.skipif(find("observe") is None, reason="needs the kernels in C")
+@needs_kernels
 def test_the_kernel_of_a_cpu_does_what_the_operations_do() -> None:
     agree(torch.device("cpu"), NativeStep)
 

@@ -20,6 +20,7 @@ from tests.loadtest.made import lines, record
 from tests.server.test_process import Process
 
 ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "proto")])}
 
 
 @pytest.mark.parametrize(
@@ -163,6 +164,28 @@ def test_a_sending_process_that_dies(loadtest, live_server, tmp_path):
     assert "OK" in told
 
 
+def test_a_disk_that_is_full(live_server, tmp_path):
+    """Files may not grow beyond a few requests: the run ends and says so."""
+    command = [sys.executable, "-m", "cli", "loadtest", "run", "--address", live_server.address]
+    command += [
+        "--metrics",
+        "none",
+        "--out",
+        tmp_path / "run",
+        *SMALL,
+        "--load.rates",
+        "30",
+        "--load.seconds",
+        "600",
+    ]
+    limited = ["bash", "-c", "trap '' XFSZ; ulimit -f 4; exec \"$@\"", "limited", *command]
+    done = subprocess.run(
+        limited, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 1, done
+    assert "a sending process failed: OSError: [Errno 27] File too large" in done.stderr
+
+
 @pytest.mark.slow
 def test_a_server_that_hangs(loadtest, process, tmp_path):
     """It takes connections and answers nothing: the run ends when it has not told its health."""
@@ -190,9 +213,8 @@ def test_an_interrupt_keeps_what_there_is(live_server, tmp_path):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "cli", "loadtest", "run", "--address", live_server.address]
     command += ["--metrics", "none", "--out", str(out), "--load.rates", "20", *SMALL]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "proto")])}
     run = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE
     )
     while not any(path.stat().st_size for path in out.glob("requests-*.jsonl")):
         assert run.poll() is None, run.communicate()

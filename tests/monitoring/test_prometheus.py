@@ -8,6 +8,7 @@ import grpc
 import pytest
 import trustme
 
+from client.commands import top
 from scripts.dashboard.__main__ import TARGET
 from tests.monitoring.load import TRACE, Load
 from tests.monitoring.prometheus_server import Prometheus, needs_prometheus
@@ -139,6 +140,15 @@ def test_exemplars_reach_prometheus(prometheus):
 
 def test_a_target_has_no_more_series_than_its_names_allow(prometheus):
     """However many calls, callers and sessions there were."""
-    count = 'count({job="deqlm"})'
-    before = prometheus.values(count)[0]
-    assert 300 < before < 1500
+    most = 'max_over_time(scrape_samples_post_metric_relabeling{job="deqlm"}[5m])'
+    assert 300 < prometheus.values(most)[0] < 1500
+
+
+def test_top_by_tls_with_a_token(server, files, load, folder, capsys):
+    token = folder / "token"
+    token.write_text(TOKENS["mon"])
+    arguments = ["--once", "--metrics", server[3], "--tls-ca", str(files.ca), "--interval-s", "2"]
+    assert top.main([*arguments, "--token-file", str(token)], "deqlm top") == 0
+    assert re.search(r"^refused/s +[1-9.]", capsys.readouterr().out, re.MULTILINE)
+    assert top.main(arguments, "deqlm top") == 1
+    assert "with a token that has the right metrics" in capsys.readouterr().err

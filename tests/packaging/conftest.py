@@ -80,6 +80,7 @@ def installed(package: Package, tmp_path_factory: pytest.TempPathFactory) -> Pat
     installation is out of sight.
     """
     prefix = tmp_path_factory.mktemp("installed")
+    prefix.chmod(0o755)
     venv.create(prefix, with_pip=False)
     names = {"base": str(prefix), "platbase": str(prefix)}
     site = Path(sysconfig.get_path("purelib", "venv", vars=names))

@@ -109,7 +109,7 @@ def test_services_and_calls_are_those_promised(described):
         ],
         "TokenizerService": ["Tokenize", "Detokenize"],
         "ModelService": ["ListModels", "GetModel"],
-        "AdminService": ["CheckInvariants"],
+        "AdminService": ["CheckInvariants", "Profile"],
     }
 
 

@@ -18,9 +18,10 @@ from server.errors import (
     rule_for,
     to_status,
 )
+from server.profiling.errors import ProfilingError
 from server.security.errors import SecurityError
 
-ROOTS = (EngineError, EdgeError, TokenizerError, SecurityError)
+ROOTS = (EngineError, EdgeError, TokenizerError, SecurityError, ProfilingError)
 REASONS = {
     "INVALID_REQUEST",
     "UNKNOWN_TEXT",
@@ -41,6 +42,9 @@ REASONS = {
     "ANSWER_NOT_KEPT",
     "SHUTTING_DOWN",
     "UNAUTHENTICATED",
+    "PROFILES_OFF",
+    "PROFILE_RUNNING",
+    "PROFILE_FAILED",
     "PERMISSION_DENIED",
     "QUOTA_EXCEEDED",
     "INTERNAL",

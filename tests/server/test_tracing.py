@@ -12,6 +12,7 @@ import time
 
 import grpc
 import pytest
+import trustme
 from opentelemetry.proto.trace.v1 import trace_pb2
 from opentelemetry.sdk.trace import TracerProvider
 
@@ -160,6 +161,21 @@ def test_the_store(make_server, collector, tmp_path):
     assert collector.trace_of("dropped").one("store").attributes["deqlm.operation"] == "drop"
 
 
+def test_a_session_that_comes_back_from_the_store(make_server, collector, tmp_path):
+    store = f"sqlite:{tmp_path / 'sessions'}"
+    first = make_server(session_store=store)
+    session = Stubs(first.channel, owner="ann").create()
+    Stubs(first.channel, owner="ann").score("It was", session_id=session)
+    first.run(first.server.stop())
+    second = make_server(session_store=store, trace_endpoint=collector.endpoint)
+    stubs = Stubs(second.channel, owner="ann")
+    stubs.metadata += (("x-request-id", "back"),)
+    stubs.score("a dark night", session_id=session)
+    trace = collector.trace_of("back")
+    told = [(span.name, span.attributes.get("deqlm.operation")) for span in trace.under(trace.root)]
+    assert told == [("store", "load"), ("queue", None), ("prefill", None), ("store", "save")]
+
+
 def parent(flags):
     return ("traceparent", f"00-{TRACE}-{SPAN}-{flags}")
 
@@ -265,6 +281,22 @@ def test_spans_hold_no_text_and_no_ids_of_sessions(server, collector, traced):
     assert session not in repr(spans)
 
 
+def test_a_collector_with_a_certificate(make_server, tmp_path, monkeypatch):
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    certificate = authority.issue_cert("127.0.0.1")
+    chain = b"".join(blob.bytes() for blob in certificate.cert_chain_pems)
+    pair = (certificate.private_key_pem.bytes(), chain)
+    collector = Collector(credentials=grpc.ssl_server_credentials([pair]))
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(tmp_path / "ca.pem"))
+    stubs = Stubs(make_server(trace_endpoint=collector.endpoint).channel)
+    stubs.metadata = (("x-request-id", "encrypted"),)
+    stubs.score("It")
+    assert collector.endpoint.startswith("https://")
+    assert collector.trace_of("encrypted").one("prefill")
+    collector.close()
+
+
 def test_a_stopping_server_sends_what_it_has(tiny_models, collector):
     process = Process(
         *("--model", f"tiny={tiny_models / 'words'}", "--port", "0", "--metrics-port", "-1"),
@@ -364,10 +396,12 @@ def test_without_the_package_it_says_what_to_install(tiny_models):
     assert "Traceback" not in done.stderr
 
 
-def test_a_server_that_does_not_trace_does_not_load_it(tiny_models):
+def test_a_server_that_tells_nothing_loads_nothing_for_it():
+    """Neither this nor torch's profiler, whose first start takes seconds."""
     code = (
         "import sys; import server.app, server.__main__; "
-        "print([name for name in sys.modules if name.startswith('opentelemetry')])"
+        "rare = ('opentelemetry', 'torch._inductor'); "
+        "print([name for name in sys.modules if name.startswith(rare)])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deq_model.int8_feed_forward import has_int8
 from server.engine.blame import MOST_PARTS, Blame
 from server.engine.errors import EngineFailed, OutOfMemory
 from server.engine.layout import Layout
@@ -19,6 +18,7 @@ from server.engine.results import Failed, Scored
 from server.engine.scheduler import Scheduler, Sequence
 from server.engine.solve import Solve
 from server.engine.work import Work
+from tests.kernels import needs_int8
 from tests.server.engine.helpers import (
     MODEL,
     NEAR,
@@ -356,7 +356,7 @@ def test_a_solve_that_begins_anew_has_no_anchor_and_the_budget_that_is_left():
     assert ledger.residual(layout.row_ids[0]) == float("inf")
 
 
-@pytest.mark.skipif(not has_int8("cpu"), reason="needs AVX-512 VNNI and the kernels")
+@needs_int8
 def test_anchors_of_calls_that_failed_are_not_trusted():
     """Of the 8-bit differences: an anchor that was chosen, but never computed, is none."""
     model = small_model(d_model=64, d_head=32, d_inner=128, seed=5).float().eval()

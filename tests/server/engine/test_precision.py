@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deq_model.block import BlockFunction
-from deq_model.int8_feed_forward import Int8FeedForward, has_int8
+from deq_model.int8_feed_forward import Int8FeedForward
 from deq_model.model import DEQLanguageModel
 from server.engine import batch as batch_module
 from server.engine.batch import Accepted, Batch
@@ -18,9 +18,9 @@ from server.engine.requests import Sampling
 from server.engine.scheduler import Scheduler, Sequence
 from server.engine.slab import Slab
 from server.engine.solve import Solve
+from tests.kernels import needs_int8
 from tests.server.engine.helpers import drawn_ids, logprobs, running_engine, small_model
 
-needs_int8 = pytest.mark.skipif(not has_int8("cpu"), reason="this CPU has no 8-bit products")
 TOKENS = (3, 1, 30, 12, 39, 5, 5, 20, 33, 2, 8, 17)
 
 

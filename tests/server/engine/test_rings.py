@@ -2,21 +2,20 @@
 
 from collections import deque
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deq_model.inference import InferenceFunction
-from deq_model.native.library import find
 from server.engine.layout import Layout
 from server.engine.packing import Packing
 from server.engine.rings import Rings, can_run
 from server.engine.scheduler import Sequence
 from server.engine.slab import Slab
+from tests.kernels import needs_kernels
 from tests.server.engine.helpers import small_model
 
-pytestmark = pytest.mark.skipif(find("attend") is None, reason="needs the kernels in C")
+pytestmark = needs_kernels
 ROWS, WINDOW = 7, 6
 CPU = torch.device("cpu")
 

@@ -15,9 +15,10 @@ from server.engine.rates import Rate
 from server.engine.results import Drawn, Failed, Generated, Scored
 from server.engine.sessions import SessionTable
 from server.engine.slots import SlotPool
+from server.engine.snapshots import unpack_tokens
 from server.engine.solve import Solve
 from server.engine.work import Work
-from tests.server.engine.helpers import MODEL, TEXT, logprobs, running_engine
+from tests.server.engine.helpers import MODEL, TEXT, generated, logprobs, running_engine
 
 LIMITS = EngineLimits(max_batch_tokens=24, max_running=4, window=5, prefix_cache=200)
 
@@ -31,8 +32,8 @@ OWN_STEPS = [
     ("_slab", "load"),
     ("_slab", "save"),
     ("_runner._sharing", "start"),
-    ("_runner._answers", "_emit_scored"),
-    ("_runner._answers", "_end_main"),
+    ("_runner._answers", "_finish_score"),
+    ("_runner._answers", "_answer"),
     ("sessions", "commit"),
 ]
 
@@ -77,11 +78,33 @@ def test_what_breaks_in_one_job_ends_that_job_alone(path, name, error, told, mon
         failed = [end for end in ends if isinstance(end, Failed)]
         assert [type(end.error) for end in failed] == [told]
         after = caller.engine.sessions.view(lease)
-        # What is committed before the answer breaks stays.
-        is_kept = event is not failed[0] or name == "_emit_scored"
+        is_kept = event is not failed[0]  # all of the call, or nothing of it
         assert after.position == before.position + (2 if is_kept and name != "keep" else 0)
         assert isinstance(caller.result(caller.score((3, 4), lease=lease)), Scored)
         assert caller.engine.check().result(60) == []
+
+
+@pytest.mark.parametrize("path", ["_runner._sharing.end", "_runner._sharing.forget"])
+@pytest.mark.parametrize("kind", ["score", "generate"])
+def test_what_breaks_after_the_commit_does_not_deny_it(kind, path, monkeypatch, caplog):
+    """The session has moved on: the answer comes, and tells where it is."""
+    with running_engine(MODEL, LIMITS) as caller, caller.session() as lease:
+        before = caller.scored(caller.score((1, 2), lease=lease)).session
+        owner, _, name = path.rpartition(".")
+        broke = break_once(monkeypatch, part(caller.engine, owner), name, RuntimeError("lost"))
+        if kind == "score":
+            event = caller.scored(caller.score((3, 4), lease=lease))
+        else:
+            event = generated(caller.result(caller.generate((3,), 4, lease=lease)))
+        assert broke.is_set()
+        assert "did not end well" in caplog.text
+        after = caller.engine.sessions.view(lease)
+        assert event.position == event.session.position == after.position > before.position
+        assert caller.engine.check().result(60) == []
+        again = caller.scored(caller.score((7, 8), lease=lease))
+        tokens = unpack_tokens(caller.engine.capture(lease.session_id).result(60).tokens)
+        fresh = caller.scored(caller.score(tuple(tokens)))
+        assert logprobs(again) == pytest.approx(logprobs(fresh)[-2:], abs=2e-5)
 
 
 def test_where_memory_runs_out_kept_solutions_make_room(monkeypatch):
@@ -121,6 +144,12 @@ def test_a_session_whose_memory_holds_no_numbers_is_solved_again(where, bad, cap
             event = caller.scored(job)
             assert logprobs(event) == pytest.approx(logprobs(good)[9:], abs=2e-5)
             assert event.stats.nonfinite_tokens == 0
+            is_sick = event.session.session_id == sick.session_id
+            assert event.stats.repaired_tokens == (9 if is_sick else 0)
+            assert event.session.repairs == int(is_sick)
+        assert caller.engine.snapshot().sessions_repaired == 1
+        later = caller.scored(caller.score((1,), lease=sick))
+        assert (later.stats.repaired_tokens, later.session.repairs) == (0, 1)
         assert f"session {sick.session_id}: its memory holds no numbers" in caplog.text
         assert well.session_id not in caplog.text
         assert caller.engine.snapshot().sessions_from_tokens == 1

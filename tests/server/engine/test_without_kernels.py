@@ -15,6 +15,7 @@ from server.engine.calls import PackedCalls
 from server.engine.observer import Unobserved
 from server.engine.requests import Sampling
 from server.engine.solve import Solve
+from tests.kernels import needs_kernels
 from tests.server.engine.helpers import drawn_ids, logprobs, running_engine, small_model
 from tests.server.tiny import save_words
 
@@ -38,7 +39,7 @@ def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "find", lambda name: None)
 
 
-@pytest.mark.skipif(library.find("attend") is None, reason="there are no kernels")
+@needs_kernels
 def test_answers_are_the_same_with_kernels_and_without(request: pytest.FixtureRequest) -> None:
     scored, drawn, by_kernel = answers()
     assert by_kernel

@@ -158,6 +158,7 @@ def calls_of(stubs):
         "CheckInvariants": lambda: stubs.admin.CheckInvariants(
             admin_pb2.CheckInvariantsRequest(), **options
         ),
+        "Profile": lambda: stubs.admin.Profile(admin_pb2.ProfileRequest(), **options),
     }
 
 
@@ -169,7 +170,7 @@ _SCORING = {"Score", "ScoreStream"}
 ALLOWED = {
     "ann": _SCORING | {"Generate"} | _SESSIONS | _TEXT | _MODELS,
     "bob": _SCORING | _SESSIONS | _TEXT | _MODELS,
-    "root": _MODELS | {"CheckInvariants"},
+    "root": _MODELS | {"CheckInvariants", "Profile"},
     "mon": _MODELS,
 }
 
@@ -183,7 +184,11 @@ def test_rights(guarded, name):
             try:
                 call()
             except Exception as error:
-                assert error.code().name in ("NOT_FOUND", "INVALID_ARGUMENT")
+                assert error.code().name in (
+                    "NOT_FOUND",
+                    "INVALID_ARGUMENT",
+                    "FAILED_PRECONDITION",
+                )
         else:
             told = fails(call)
             assert (told.code, told.reason) == ("PERMISSION_DENIED", "PERMISSION_DENIED"), method

@@ -83,6 +83,7 @@ def everything(stubs):
         lambda: stubs.models.GetModel(model_pb2.GetModelRequest(name=SECRET), **options),
         lambda: stubs.models.ListModels(model_pb2.ListModelsRequest(), **options),
         lambda: stubs.admin.CheckInvariants(admin_pb2.CheckInvariantsRequest(), **options),
+        lambda: stubs.admin.Profile(admin_pb2.ProfileRequest(model=SECRET), **options),
     ):
         with contextlib.suppress(grpc.RpcError):
             call()

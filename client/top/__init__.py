@@ -1,0 +1,1 @@
+"""What ``deqlm top`` shows of a server."""

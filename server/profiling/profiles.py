@@ -1,0 +1,146 @@
+"""Takes profiles: one at a time, of a bounded number of steps and for a bounded time."""
+
+import asyncio
+import datetime
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from server.engine.engine import Engine
+from server.engine.errors import EngineFailed
+from server.engine.recording import Recording, warm_up
+from server.profiling import files
+from server.profiling.errors import ProfileFailed, ProfileRunning, ProfilesOff
+from server.profiling.stacks import Stacks
+
+DEFAULT_STEPS, MOST_STEPS = 50, 1000
+DEFAULT_TIME_S, LONGEST_S = 10.0, 60.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """A profile that is written.
+
+    Attributes:
+        model: whose engine it is of.
+        folder: with the files.
+        files: their names.
+        steps: of the engine that it has; fewer than wanted where there was too little to do.
+        seconds: that it covers.
+        samples: how often stacks were looked at.
+    """
+
+    model: str
+    folder: Path
+    files: tuple[str, ...]
+    steps: int
+    seconds: float
+    samples: int
+
+
+class Profiles:
+    """All that are taken of one server."""
+
+    def __init__(self, folder: Path | None, version: str) -> None:
+        """Write to a folder; None to take none."""
+        self._folder, self._version = folder, version
+        self._until: float | None = None
+        self._is_warm = False
+
+    async def take(self, engine: Engine, *, steps: int, max_time_s: float, why: str) -> Profile:
+        """Record the next steps of an engine, and write them.
+
+        Args:
+            engine: that is to be looked at.
+            steps: most of them.
+            max_time_s: seconds after which it ends all the same.
+            why: id of the request, for whoever reads it.
+
+        Raises:
+            ProfilesOff, ProfileRunning, ProfileFailed: as they say.
+            EngineFailed: the engine's thread is gone.
+        """
+        if self._folder is None:
+            raise ProfilesOff
+        now = time.monotonic()
+        if self._until is not None:
+            raise ProfileRunning(max(1.0, self._until - now))
+        if not engine.alive:
+            raise EngineFailed(f"the thread of model {engine.name!r} is gone")
+        self._until = now + max_time_s
+        try:
+            return await self._take(self._folder, engine, steps, max_time_s, why)
+        except OSError as error:
+            said = error.strerror or "unknown"
+            raise ProfileFailed(
+                f"profile_dir must be a folder with room for a profile, got {self._folder}: {said}"
+            ) from error
+        finally:
+            self._until = None
+
+    async def _take(
+        self, folder: Path, engine: Engine, steps: int, max_time_s: float, why: str
+    ) -> Profile:
+        place = await asyncio.to_thread(files.make, folder)
+        try:
+            if not self._is_warm:
+                await asyncio.to_thread(warm_up)
+                self._is_warm = True
+            recording = Recording(steps, engine.device)
+            begun, wall = time.monotonic(), datetime.datetime.now(datetime.UTC)
+            with Stacks() as stacks:
+                await self._record(engine, recording, max_time_s)
+            seconds = time.monotonic() - begun
+            about = {
+                "model": engine.name,
+                "begun": wall.isoformat(timespec="milliseconds"),
+                "steps": recording.steps,
+                "seconds": round(seconds, 6),
+                "stack_samples": stacks.samples,
+                "request_id": why,
+                "device": str(engine.device),
+                "threads": engine.threads,
+                "torch": torch.__version__,
+                "deqlm": self._version,
+            }
+            await asyncio.to_thread(files.fill, place, recording, stacks.text(), about)
+            name = f"{wall:%Y%m%dT%H%M%S}{wall.microsecond // 1000:03d}Z-{_plain(engine.name)}"
+            made = await asyncio.to_thread(files.publish, place, name)
+        finally:
+            await asyncio.shield(asyncio.to_thread(files.discard, place))
+        _log.info("profile of %d steps of model %s: %s", recording.steps, engine.name, made)
+        return Profile(
+            model=engine.name,
+            folder=made,
+            files=(files.TRACE, files.STACKS, files.ABOUT),
+            steps=recording.steps,
+            seconds=seconds,
+            samples=stacks.samples,
+        )
+
+    async def _record(self, engine: Engine, recording: Recording, max_time_s: float) -> None:
+        """Record until there are steps enough, or the time is up; or the caller has gone."""
+        try:
+            await asyncio.wrap_future(engine.record(recording))
+            over = asyncio.wrap_future(recording.over)
+            over.add_done_callback(lambda it: it.cancelled() or it.exception())
+            await asyncio.wait({over}, timeout=max_time_s)
+        except RuntimeError as error:  # as where something else in the process is profiled
+            raise ProfileFailed("torch's profiler does not begin; is it in use?") from error
+        finally:
+            # To wait for the engine's thread is no matter for the event loop.
+            ending = asyncio.to_thread(engine.end_recording)
+            await asyncio.shield(asyncio.wrap_future(await ending))
+        cause = recording.over.exception(0)
+        if cause is not None:
+            raise ProfileFailed(f"torch's profiler has failed: {type(cause).__name__}") from cause
+
+
+def _plain(name: str) -> str:
+    """A model's name as part of a file's."""
+    return "".join([char if char.isalnum() or char in "._-" else "_" for char in name])[:64]
