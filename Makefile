@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo lint format proto audit deploy-tools slow fuzz accuracy bench bench-training soak lock clean
+.PHONY: help setup test demo lint format proto audit deploy-tools slow fuzz accuracy bench bench-training soak sweep lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -68,6 +68,10 @@ bench-training: setup ## training against a plain baseline: speed, loss curves, 
 
 soak: setup ## half an hour of mixed load on the default model: nothing may grow or be left
 	$(BIN)/python -m benchmarks.soak --out benchmarks/results/soak.jsonl --plot docs/images/soak.svg
+
+sweep: setup ## load on the default model from a quarter of its capacity to far beyond
+	$(BIN)/python -m benchmarks.loadtest --out $(or $(OUT),runs/sweep-$(shell date +%Y%m%d-%H%M%S)) \
+		--figures benchmarks/results/loadtest.json
 
 lock: $(INSTALLED) ## move requirements/lock.txt to the newest versions that pyproject.toml allows
 	$(PIP) uv

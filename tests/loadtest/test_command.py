@@ -45,7 +45,7 @@ def test_a_sweep_of_multiples_of_the_capacity(loadtest, target, tmp_path):
     out = tmp_path / "run"
     code, told, progress = loadtest(
         "run", *target, "--load.times", "0.3,3", "--load.capacity-clients", "4", "--out", out,
-        "--mix.cancel", "0", "--timeout-s", "3",
+        "--mix.cancel", "0", "--timeout-s", "3", "--load.seconds", "2",
     )  # fmt: skip
     assert code == 0, told + progress
     assert "0.3 × capacity" in told and "3 × capacity" in told
