@@ -247,7 +247,7 @@ def test_a_job_that_would_come_too_late_is_refused_at_once():
         for _ in range(200):
             caller.open[busy].get(timeout=60)
         waiting = caller.score((1, 2), owner="bob")
-        while caller.engine._forecast.foretell(1, 0) is None:
+        while caller.engine._desk.forecast.foretell(1, 0) is None:
             caller.open[busy].get(timeout=60)
         begun = time.perf_counter()
         with pytest.raises(TooLate, match="deadline must be at least") as caught:
