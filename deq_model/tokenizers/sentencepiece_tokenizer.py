@@ -27,7 +27,7 @@ _SEGMENT = re.compile(
 )
 _CACHED_SEGMENTS = 1 << 13
 """Whose ids are kept: of English text five in six. A server's memory grows until they are there, by
-2 MiB; by 75 MiB with words made for it, each of 64 characters that all become bytes.
+2 MiB; by some 75 MiB, if words are made for it: of 64 characters that all become bytes.
 """
 
 
