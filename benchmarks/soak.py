@@ -30,6 +30,7 @@ from client.aio import AsyncClient
 
 ROOT = Path(__file__).resolve().parents[1]
 _READY = re.compile(r"serving \S+ at (\S+), metrics http://(\S+)/metrics")
+_BAD = re.compile("Traceback|invariant broken")
 _WORKERS = 6
 _START_S, _REST_S, _STOP_S = 120.0, 30.0, 60.0
 _GAUGES = {
@@ -52,8 +53,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder, served(args.model, Path(folder) / "log") as it:
         samples = asyncio.run(_soak(it, args))
-    if args.out is not None:
-        args.out.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+        if args.out is not None:  # before the stop, which may fail
+            args.out.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     if args.plot is not None:
         soak_report.save(samples, args.plot)
     found = soak_report.summary(samples)
@@ -102,12 +103,19 @@ def served(model: Path, log: Path) -> Iterator[Served]:
         yield Served(process, address, metrics)
         process.send_signal(signal.SIGTERM)
         code = process.wait(_STOP_S)
-        text = log.read_text()
-        if code != 0 or "Traceback" in text or "invariant broken" in text:
-            raise RuntimeError(f"the server ended with {code}: {text[-4000:]}")
+        _check_end(code, log.read_text())
     finally:
         process.kill()
         process.wait()
+
+
+def _check_end(code: int, text: str) -> None:
+    """Looks whether a server ended in order, with nothing bad in its log. Raises RuntimeError."""
+    found = _BAD.search(text)
+    if code != 0 or found is not None:
+        begin = len(text) if found is None else found.start()
+        told = text[max(0, begin - 2000) : begin + 4000]
+        raise RuntimeError(f"the server ended with {code}, and its log has: {told}")
 
 
 def _ready(process: "subprocess.Popen[bytes]", log: Path) -> tuple[str, str]:

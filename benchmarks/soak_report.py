@@ -11,13 +11,21 @@ if TYPE_CHECKING:
 
 WARM_UP = 1 / 3
 """First part of a run that the lines leave out: caches fill, allocators find their size."""
+LONG_S = 900.0
+"""From which on a line behind the warm-up tells a leak from what is still settling."""
 _Z = 1.96
+_HOUR_S = 3600.0
+_MEMORY = "rss_mib"
 SERIES = {
-    "rss_mib": ("resident memory, MiB", 8.0),
-    "threads": ("threads", 0.5),
-    "fds": ("file descriptors", 0.5),
+    _MEMORY: "resident memory, MiB",
+    "threads": "threads",
+    "fds": "file descriptors",
 }
-"""What must not grow: its name, and what counts as nothing over a whole run."""
+"""What must not grow, and its name."""
+_GROSS_MIB = 32.0
+"""Of memory in a run that is too short for a line."""
+_HALF = 0.5
+"""Of a thread or file descriptor: less over a run is none."""
 ZEROS = ("sessions", "slots_used", "running", "waiting", "leases", "streams", "problems")
 """What must be nought whenever the load rests."""
 
@@ -26,12 +34,26 @@ Sample = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A fitted line: growth over the whole run, and the ends of its 95 % interval."""
+    """A fitted line: its slope in an hour, and the ends of its 95 % interval.
+
+    Attributes:
+        mean: of the values.
+        seconds: from the first one to the last.
+        per_hour: the slope.
+        low: its interval's lower end.
+        high: its upper end.
+    """
 
     mean: float
-    growth: float
+    seconds: float
+    per_hour: float
     low: float
     high: float
+
+    @property
+    def growth(self) -> float:
+        """From the first value to the last."""
+        return self.per_hour * self.seconds / _HOUR_S
 
 
 def fit(times: list[float], values: list[float]) -> Line:
@@ -44,9 +66,9 @@ def fit(times: list[float], values: list[float]) -> Line:
     square = sum(r * r for r in rest)
     alike = sum(a * b for a, b in pairwise(rest)) / square if square else 0.0
     alike = min(max(alike, 0.0), 0.9)
-    error = math.sqrt(square / (count - 2) / spread * (1 + alike) / (1 - alike))
-    run_s = times[-1] - times[0]
-    return Line(mean_v, slope * run_s, (slope - _Z * error) * run_s, (slope + _Z * error) * run_s)
+    error = _Z * math.sqrt(square / (count - 2) / spread * (1 + alike) / (1 - alike))
+    ends = (slope * _HOUR_S, (slope - error) * _HOUR_S, (slope + error) * _HOUR_S)
+    return Line(mean_v, times[-1] - times[0], *ends)
 
 
 def judged(samples: list[Sample]) -> tuple[list[Sample], dict[str, Line]]:
@@ -60,15 +82,22 @@ def judged(samples: list[Sample]) -> tuple[list[Sample], dict[str, Line]]:
 def problems(samples: list[Sample]) -> list[str]:
     """What grew, or was left behind."""
     _, lines = judged(samples)
-    found = [
-        f"{SERIES[name][0]} grew by {line.growth:.2f} ({line.low:.2f} to {line.high:.2f})"
-        for name, line in lines.items()
-        if line.low > 0 and line.growth > SERIES[name][1]
-    ]
+    found = [f"{SERIES[name]}: {told(line)}" for name, line in lines.items() if _grew(name, line)]
     for name in ZEROS:
         if left := [sample["s"] for sample in samples if sample[name]]:
             found.append(f"{name} were left at rest, first after {left[0]:.0f} s")
     return found
+
+
+def _grew(name: str, line: Line) -> bool:
+    if name != _MEMORY:
+        return line.low > 0 and line.growth > _HALF
+    return line.low > 0 if line.seconds >= LONG_S else line.growth > _GROSS_MIB
+
+
+def told(line: Line) -> str:
+    """A line in words."""
+    return f"{line.per_hour:+.2f} an hour ({line.low:+.2f} to {line.high:+.2f})"
 
 
 def summary(samples: list[Sample]) -> dict[str, Any]:
@@ -94,15 +123,14 @@ def draw(samples: list[Sample]) -> "Figure":
     used, lines = judged(samples)
     figure = Figure(figsize=(7.2, 6.6), layout="constrained")
     panels = figure.subplots(len(SERIES), 1, sharex=True)
-    for axes, colour, (name, (label, _)) in zip(panels, COLOURS, SERIES.items(), strict=False):
+    for axes, colour, (name, label) in zip(panels, COLOURS, SERIES.items(), strict=False):
         minutes = [sample["s"] / 60 for sample in samples]
         axes.plot(minutes, [sample[name] for sample in samples], ".-", color=colour)
         line = lines[name]
         ends = [used[0]["s"] / 60, used[-1]["s"] / 60]
         half = line.growth / 2
         axes.plot(ends, [line.mean - half, line.mean + half], "--", color=INK)
-        told = f"growth {line.growth:+.2f} ({line.low:+.2f} to {line.high:+.2f})"
-        axes.set_title(told, fontsize=9, loc="right")
+        axes.set_title(told(line), fontsize=9, loc="right")
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0)
     panels[-1].set_xlabel("minutes; samples at rest, lines behind the warm-up")

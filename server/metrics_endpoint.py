@@ -1,9 +1,11 @@
 """The page of metrics over HTTP, and who may see it."""
 
+import contextlib
 import logging
 import socket
 import ssl
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
 from typing import Any
@@ -16,10 +18,16 @@ from server.security.errors import SecurityError, Unauthenticated
 _log = logging.getLogger(__name__)
 
 _PATIENCE_S = 10.0
-"""What a client gets to say what it wants."""
+"""What a client gets to say the next bit of what it wants."""
+
+_LONGEST_S = 20.0
+"""What it gets for all of it, so that no room is held by a byte now and then."""
 
 _MOST_CONNECTIONS = 32
 """Threads that answer at once."""
+
+_MOST_OF_AN_ADDRESS = 8
+"""Of these, for one address: others still find room."""
 
 Allow = Callable[[str | None], None]
 """Raises SecurityError unless the header ``Authorization`` shows somebody who may."""
@@ -31,25 +39,43 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._room = threading.BoundedSemaphore(_MOST_CONNECTIONS)
+        self._held: Counter[str] = Counter()
+        self._lock = threading.Lock()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer on a thread, if there are not too many; else the connection ends."""
-        if not self._room.acquire(blocking=False):
+        if not self._take(client_address[0]):
             self.shutdown_request(request)
             return
         try:
             super().process_request(request, client_address)
         except BaseException:
-            self._room.release()
+            self._give_back(client_address[0])
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """The thread's part of it."""
+        end = threading.Timer(_LONGEST_S, _cut, (request,))
+        end.daemon = True
+        end.start()
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._room.release()
+            end.cancel()
+            self._give_back(client_address[0])
+
+    def _take(self, host: str) -> bool:
+        with self._lock:
+            if self._held.total() >= _MOST_CONNECTIONS or self._held[host] >= _MOST_OF_AN_ADDRESS:
+                return False
+            self._held[host] += 1
+            return True
+
+    def _give_back(self, host: str) -> None:
+        with self._lock:
+            self._held[host] -= 1
+            if not self._held[host]:
+                del self._held[host]
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """The next connection; its thread, which has patience, does the handshake."""
@@ -63,6 +89,12 @@ class _Server(ThreadingMixIn, WSGIServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """What somebody sends that is not HTTP is no concern of ours."""
         _log.debug("a connection for metrics failed", exc_info=True)
+
+
+def _cut(connection: socket.socket) -> None:
+    """End a connection under whoever reads it; TLS, which is not for two threads, is not asked."""
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 class _Server6(_Server):

@@ -135,6 +135,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "out", type=Path, help="checkpoint folder to write; a .pth file with --to-pth"
     )
     parser.add_argument("--to-pth", action="store_true", help="convert back, to a .pth file")
+    parser.add_argument("--overwrite", action="store_true", help="replace what OUT holds")
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--config", type=Path, help="architecture, a config.json")
     shape.add_argument("--preset", choices=sorted(PRESETS), help="a published architecture")
@@ -145,6 +146,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    if not arguments.overwrite and _is_used(arguments.out):
+        parser.error(f"{arguments.out} is there already; --overwrite replaces it")
     given = [
         name
         for name in ("config", "preset", "vocab", "tokenizer")
@@ -158,6 +161,10 @@ def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> No
         parser.error("one of --config, --preset is needed")
     if not {"vocab", "tokenizer"} & set(given):
         parser.error("one of --vocab, --tokenizer is needed")
+
+
+def _is_used(out: Path) -> bool:
+    return any(out.iterdir()) if out.is_dir() else out.exists()
 
 
 def _config(arguments: argparse.Namespace) -> ModelConfig:

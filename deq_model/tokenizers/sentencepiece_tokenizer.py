@@ -25,7 +25,10 @@ _MAX_SPACES = 16
 _SEGMENT = re.compile(
     rf"\n| {{1,{_MAX_SPACES}}}(?= )| ?[^ \n{_SPACE_MARK}]{{1,{_MAX_WORD}}}| |{_SPACE_MARK}"
 )
-_CACHED_SEGMENTS = 1 << 16
+_CACHED_SEGMENTS = 1 << 13
+"""Whose ids are kept: of English text five in six. A server's memory grows until they are there, by
+2 MiB; by some 75 MiB, if words are made for it: of 64 characters that all become bytes.
+"""
 
 
 class SentencePieceTokenizer:

@@ -9,53 +9,36 @@ import logging
 import queue
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
 from deq_model.checkpoint import LoadedCheckpoint
-from deq_model.errors import CheckpointError
-from deq_model.prepared_softmax import PreparedLogSoftmax
-from deq_model.products import Format, has_kernel
 from deq_model.solvers.options import Method
 from deq_model.warm_start import WarmStart
-from server.engine.admission import Admission, Places
-from server.engine.batch import Batch
+from server.engine.admission import Places
 from server.engine.costs import CostCurve
+from server.engine.desk import Desk, do
 from server.engine.errors import (
     Cancelled,
     DeadlineExceeded,
     EngineStopped,
 )
-from server.engine.forecast import Forecast
-from server.engine.jobs import JobRunner
 from server.engine.limits import EngineLimits, EngineSnapshot
-from server.engine.memory import Memory
+from server.engine.machine import build
 from server.engine.observer import Observer
 from server.engine.recording import Recording
 from server.engine.requests import Job, ScoreJob
 from server.engine.results import Event, Failed
-from server.engine.scheduler import Scheduler
-from server.engine.sessions import SessionTable
-from server.engine.slab import Slab, slot_bytes
-from server.engine.slots import SlotPool
 from server.engine.snapshots import Snapshot
 from server.engine.timing import call_costs
-from server.engine.work import Work
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-_FORMS: dict[torch.dtype, Format] = {
-    torch.float64: "float64",
-    torch.float32: "float32",
-    torch.float16: "float16",
-    torch.bfloat16: "bfloat16",
-}
 
 _IDLE_WAIT_S = 1.0
 """How long the idle thread sleeps before it looks for expired sessions."""
@@ -96,91 +79,31 @@ class Engine:
         Raises:
             CheckpointError: the checkpoint has no tokenizer.
         """
-        state = torch.promote_types(dtype, torch.float32)
-        model = checkpoint.model.to(device, state).eval().requires_grad_(False)
-        if checkpoint.tokenizer is None:
-            raise CheckpointError(f"checkpoint of model {name!r} has no tokenizer")
-        self.name, self.limits = name, limits
-        self.config, self.tokenizer = checkpoint.config, checkpoint.tokenizer
-        self.fingerprint = checkpoint.fingerprint
-        self.n_parameters = model.n_parameters()
-        self.device, self.dtype, self.early_int8 = device, dtype, early_int8
-        self.threads = threads or torch.get_num_threads()
-        weights = model.f.fold().detach()
-        del model.f  # the folded weights replace it
-        # Each job may hold its base beside what sessions hold, and one may be about to be held.
-        n_resident = resident_sessions(limits, slot_bytes(self.config, state))
-        n_slot = n_resident + limits.max_running + 1
-        self._rows, self._slots = SlotPool(limits.max_running), SlotPool(n_slot)
-        window = min(limits.window, self.config.klen)
-        self._slab = Slab(
-            self.config,
-            rows=limits.max_running,
-            slots=n_slot,
-            window=window,
+        machine = build(
+            checkpoint,
+            name=name,
             device=device,
-            dtype=state,
-        )
-        self.session_bytes = self._slab.bytes_per_slot
-        self.sessions = SessionTable(
-            self._slots,
-            max_sessions=limits.max_sessions,
-            max_resident=n_resident,
-            session_bytes=self.session_bytes,
-            model=name,
-            fingerprint=self.fingerprint,
-        )
-        self._scheduler = Scheduler(
-            max_batch_tokens=limits.max_batch_tokens,
-            max_running=limits.max_running,
-            window=window,
+            dtype=dtype,
+            limits=limits,
+            method=self.solver,
+            warm_start=warm_start,
+            early_int8=early_int8,
             costs=costs,
         )
-        self._batch = Batch(
-            model,
-            weights,
-            self._slab,
-            max_rows=limits.max_batch_tokens,
-            form=_FORMS[dtype],
-            early_int8=early_int8,
-            method=self.solver,
-            warm_start=None if warm_start is None else warm_start.to(device, dtype),
-        )
-        self.memory = Memory(
-            self._slab,
-            self._rows,
-            self._slots,
-            self.sessions,
-            self._batch,
-            eos_id=self.tokenizer.eos_id,
-            state_format=limits.state_format,
-        )
-        self._runner = JobRunner(
-            softmax=PreparedLogSoftmax(model.softmax, _softmax_form(dtype, device)),
-            batch=self._batch,
-            slab=self._slab,
-            rows=self._rows,
-            scheduler=self._scheduler,
-            memory=self.memory,
-            eos_id=self.tokenizer.eos_id,
-            prefix_cache=limits.prefix_cache,
-            guess_ahead=limits.guess_ahead,
-        )
+        self.name, self.limits = name, limits
+        self.config, self.tokenizer = checkpoint.config, machine.tokenizer
+        self.fingerprint = checkpoint.fingerprint
+        self.n_parameters = machine.n_parameters
+        self.device, self.dtype, self.early_int8 = device, dtype, early_int8
+        self.threads = threads or torch.get_num_threads()
+        self.sessions, self.memory = machine.sessions, machine.memory
+        self.session_bytes = machine.slab.bytes_per_slot
+        self._slab, self._rows, self._slots = machine.slab, machine.rows, machine.slots
+        self._scheduler, self._batch = machine.scheduler, machine.batch
+        self._runner = machine.runner
         self._observer = observer
-        self._wake = threading.Condition()
-        self._waiting = Admission(
-            max_queue=limits.max_queue,
-            max_queue_tokens=limits.max_queue_tokens,
-            max_owner_queue=limits.max_owner_queue,
-            max_owner_queue_tokens=limits.max_owner_queue_tokens,
-        )
-        self._forecast = Forecast()
+        self._desk = Desk(name, limits, open_to=self._may_begin)
         self._places = Places(limits.max_running)
-        self._running: list[Work] = []
-        self._cancelled: set[str] = set()
-        self._errands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._accepting = False
-        self._stopping = False
         self._candidates_turn = self._stumbled = False
         self._recording: Recording | None = None
         self._thread = threading.Thread(target=self._loop, name=f"engine-{name}", daemon=True)
@@ -210,7 +133,7 @@ class Engine:
         Raises:
             EngineError: that text could not be solved.
         """
-        self._accepting = True
+        self._desk.open()
         self._thread.start()
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         tokens = tuple(i % self.config.n_token for i in range(2 * self.limits.window))
@@ -231,15 +154,7 @@ class Engine:
             TooLate: it would wait beyond its deadline.
             InvalidRequest: there is no such priority.
         """
-        work = Work(job, time.monotonic())
-        with self._wake:
-            work.foretold_s = self._check_room(
-                job.owner, work.size, job.deadline, now=work.submitted
-            )
-            self._waiting.put(work)
-            if job.timeline is not None:
-                job.timeline.submitted = work.submitted
-            self._wake.notify()
+        self._desk.submit(job)
 
     def check_room(self, owner: str, deadline: float | None) -> None:
         """Looks whether a job of the least size would be accepted, before anything is done for one.
@@ -247,30 +162,11 @@ class Engine:
         Raises:
             EngineStopped, QueueFull, TooLate: it would not be.
         """
-        with self._wake:
-            self._check_room(owner, 1, deadline, now=time.monotonic())
-
-    def _check_room(
-        self, owner: str, size: int, deadline: float | None, *, now: float
-    ) -> float | None:
-        """In how many seconds a job would be done, which is accepted now."""
-        if not self._accepting:
-            raise EngineStopped(f"model {self.name!r} takes no requests: it is not running")
-        retry_after_s = self._forecast.retry_after_s(self._waiting.tokens)
-        foretold_s = self._forecast.foretell(size, self._waiting.before(owner))
-        others_wait = len(self._waiting) > 0
-        if deadline is not None and (others_wait or any(not w.finished for w in self._running)):
-            self._forecast.check(foretold_s, deadline - now, retry_after_s, others_wait=others_wait)
-        self._waiting.check(owner, size, retry_after_s=retry_after_s)
-        return foretold_s
+        self._desk.check_room(owner, deadline)
 
     def cancel(self, job_id: str) -> None:
         """Ends a job at the next turn with ``Failed(Cancelled)``; unknown ids are ignored."""
-        with self._wake:
-            works = [*self._waiting, *self._running]
-            if any(work.job.job_id == job_id for work in works):
-                self._cancelled.add(job_id)
-                self._wake.notify()
+        self._desk.cancel(job_id)
 
     def capture(self, session_id: str) -> "Future[Snapshot | None]":
         """All of a session as it is now, to be kept elsewhere."""
@@ -282,13 +178,9 @@ class Engine:
         Once that has ended nobody else uses the device, and it is done by the caller.
         """
         future: Future[T] = Future()
-        with self._wake:
-            if self._thread.is_alive() and not self._stopping:
-                self._errands.append((errand, future))
-                self._wake.notify()
-                return future
-        self._thread.join()
-        _do(errand, future)
+        if not self._thread.is_alive() or not self._desk.leave(errand, future):
+            self._thread.join()
+            do(errand, future)
         return future
 
     def check(self) -> "Future[list[str]]":
@@ -314,9 +206,7 @@ class Engine:
             recording.end()
 
     def _problems(self) -> list[str]:
-        with self._wake:
-            works = [*self._waiting, *self._running]
-            found = self._waiting.problems()
+        works, found = self._desk.works(), self._desk.problems()
         found += self._runner.problems()
         with self.sessions.at_rest() as held:
             bases = Counter(work.base_slot for work in works if work.base_slot is not None)
@@ -328,19 +218,15 @@ class Engine:
     def is_overloaded(self) -> bool:
         """Whether so many jobs wait that tolerances are loosened."""
         limits = self.limits
-        return limits.overload_tol > 0 and len(self._waiting) > limits.overload_queue
+        return limits.overload_tol > 0 and self._desk.waiting_jobs > limits.overload_queue
 
     def snapshot(self) -> EngineSnapshot:
         """Gauges, as of now."""
-        with self._wake:
-            waiting, tokens = len(self._waiting), self._waiting.tokens
-            running = len(self._running)
-            waits = self._waits()
-        used = self._slots.used
+        used, state = self._slots.used, self._desk.state(is_full=not self._runner.has_room)
         return EngineSnapshot(
-            running_jobs=running,
-            waiting_jobs=waiting,
-            waiting_tokens=tokens,
+            running_jobs=state.running,
+            waiting_jobs=state.waiting,
+            waiting_tokens=state.tokens,
             sessions=len(self.sessions),
             slots_used=used,
             slots_total=self._slots.total,
@@ -355,65 +241,49 @@ class Engine:
             repeated_parts=self._runner.repeated,
             sessions_left_idle=self.memory.left_idle,
             sessions_left_full=self.memory.left_full,
-            waiting_for_places=waits["places"],
-            waiting_for_share=waits["share"],
-            waiting_for_turn=waits["turn"],
+            waiting_for_places=state.by_cause["places"],
+            waiting_for_share=state.by_cause["share"],
+            waiting_for_turn=state.by_cause["turn"],
             parked_texts=self._runner.parked,
         )
 
     def stop(self, *, grace_s: float) -> None:
         """Takes no more jobs, lets accepted ones finish for ``grace_s``, then ends the rest."""
         deadline = time.monotonic() + grace_s
-        with self._wake:
-            self._accepting = False
-            self._wake.notify()
-        if not self._thread.is_alive():
-            return
-        with self._wake:
-            self._wake.wait_for(
-                lambda: not self._waiting and not self._running,
-                timeout=max(0.0, deadline - time.monotonic()),
-            )
-            self._stopping = True
-            self._wake.notify_all()
-        self._thread.join()
+        self._desk.close()
+        if self._thread.is_alive():
+            self._desk.wait_empty(max(0.0, deadline - time.monotonic()))
+            self._desk.end()
+            self._thread.join()
 
     def _loop(self) -> None:
         try:
             torch.set_num_threads(self.threads)  # of this thread alone
             with torch.inference_mode():
-                while self._wait_for_work():
+                while self._desk.wait_for_work(_IDLE_WAIT_S):
                     self._turn()
         finally:
             self._end_recording()
             self._end_all()
 
-    def _wait_for_work(self) -> bool:
-        """Waits until there is some, or sessions may have expired; False at the end."""
-        with self._wake:
-            work = self._waiting or self._running or self._errands or self._stopping
-            if not work:
-                self._wake.wait(_IDLE_WAIT_S)
-            return not self._stopping
-
     def _turn(self) -> None:
         try:
             self.sessions.expire()
-            self._do_errands()
+            self._desk.do_errands()
             if self.limits.resident_idle_s > 0:
                 self.memory.leave_idle(self.limits.resident_idle_s)
             self._drop_ended()
             self._admit()
             self._runner.loosen_to = self.limits.overload_tol if self.is_overloaded else 0.0
-            if self._running:
+            if self._desk.running:
                 self._runner.step()
                 if self._recording is not None:
                     self._recording.stepped()
             self._stumbled = False
         except Exception as error:
             self._stumble(error)
-        self._forget_finished()
-        self._forecast.look(self._running, self._runner.solved_tokens)
+        self._desk.forget_finished()
+        self._desk.forecast.look(self._desk.running, self._runner.solved_tokens)
 
     def _stumble(self, error: Exception) -> None:
         """A turn has failed at what is nobody's own: the next one is as good as any, or the last.
@@ -423,18 +293,12 @@ class Engine:
         """
         log.exception("model %s: a turn of the engine failed", self.name)
         if self._stumbled or self._runner.problems():
-            self._runner.fail_all(self._running or list(self._waiting), error)
+            self._runner.fail_all(self._desk.running or self._desk.works(), error)
         self._stumbled = True
-
-    def _do_errands(self) -> None:
-        while self._errands:
-            _do(*self._errands.popleft())
 
     def _drop_ended(self) -> None:
         now = time.monotonic()
-        with self._wake:
-            works = [*self._waiting, *self._running]
-            cancelled, self._cancelled = self._cancelled, set()
+        works, cancelled = self._desk.take_cancelled()
         for work in works:
             deadline = work.job.deadline
             if work.job.job_id in cancelled:
@@ -443,7 +307,7 @@ class Engine:
                 self._runner.fail(work, DeadlineExceeded("the deadline passed while solving"))
             else:
                 self._runner.stop_late(work, now)
-        self._forget_finished()
+        self._desk.forget_finished()
 
     def _admit(self) -> None:
         """Gives free room in turn to waiting jobs and to candidates of those that have begun."""
@@ -454,71 +318,18 @@ class Engine:
             refusals = 0 if took else refusals + 1
 
     def _begin_next(self) -> bool:
-        with self._wake:
-            # A job whose candidates wait holds memory, but no place: it counts all the same.
-            begun = Counter(work.job.owner for work in self._running)
-            work = self._waiting.take(lambda owner: self._may_begin(owner, begun))
-            if work is None:
-                return False
-            self._running.append(work)
-        self._runner.begin(work)
-        return True
+        work = self._desk.begin_next()
+        if work is not None:
+            self._runner.begin(work)
+        return work is not None
 
     def _may_begin(self, owner: str, begun: Counter[str]) -> bool:
         """Whether there is a place for one more job of an owner; ``begun`` counts them by owner."""
         return self._places.open_to(owner, begun) and self._runner.has_room_for(owner)
 
-    def _waits(self) -> Counter[str]:
-        """Waiting jobs by what they wait for: a place, their owner's share, or their turn."""
-        begun = Counter(work.job.owner for work in self._running)
-        owners = Counter(work.job.owner for work in self._waiting)
-        waits = Counter[str]()
-        for owner, jobs in owners.items():
-            open_to_owner = self._may_begin(owner, begun)
-            is_full = not self._runner.has_room
-            waits["places" if is_full else "turn" if open_to_owner else "share"] += jobs
-        return waits
-
-    def _forget_finished(self) -> None:
-        with self._wake:
-            for work in [*self._waiting, *self._running]:
-                if work.finished:
-                    self._forecast.end(work)
-            self._running = [work for work in self._running if not work.finished]
-            self._waiting.drop_finished()
-            if not self._waiting and not self._running:
-                self._wake.notify_all()
-
     def _end_all(self) -> None:
-        with self._wake:
-            # Also where the thread ends by a defect: errands from now on wait for its end.
-            self._accepting, self._stopping = False, True
-            works = [*self._waiting, *self._running]
-        for work in works:
+        self._desk.end()  # also where the thread ends by a defect
+        for work in self._desk.works():
             self._runner.fail(work, EngineStopped(f"model {self.name!r} is stopping"))
-        self._do_errands()
-        self._forget_finished()
-
-
-def resident_sessions(limits: EngineLimits, slot_bytes: int) -> int:
-    """How many sessions may have their memory on the device: at least one."""
-    if limits.resident_bytes == 0:
-        return limits.max_sessions
-    return max(1, min(limits.max_sessions, limits.resident_bytes // slot_bytes))
-
-
-def _do(errand: Callable[[], T], future: "Future[T]") -> None:
-    """Does an errand; what it raises is for those who wait for it."""
-    try:
-        with torch.inference_mode():
-            future.set_result(errand())
-    except Exception as error:
-        future.set_exception(error)
-
-
-def _softmax_form(dtype: torch.dtype, device: torch.device) -> Format:
-    """Log-probabilities would lose two digits to bfloat16, and on a GPU the softmax is small."""
-    form = _FORMS[dtype]
-    if form not in ("float16", "bfloat16"):
-        return form
-    return "float16" if device.type == "cpu" and has_kernel("float16", device) else "float32"
+        self._desk.do_errands()
+        self._desk.forget_finished()

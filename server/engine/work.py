@@ -161,6 +161,13 @@ class Work:
         if self.job.timeline is not None:
             self.job.timeline.start(now)
 
+    def let_go(self) -> None:
+        """Forgets the runs of a job that is over: they know it, and the garbage collector alone
+        would find both, with all that was scored.
+        """
+        self.main = None
+        self.runs.clear()
+
     def count(self, solved: Solved, tol: float) -> None:
         """Adds a token, accepted under a tolerance of ``tol``, to the figures."""
         finite = solved.residual != float("inf")

@@ -38,7 +38,7 @@ class Span:
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
     """Keeps what it is sent."""
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, credentials: grpc.ServerCredentials | None = None) -> None:
         self._spans: list[Span] = []
         self._news = threading.Condition()
         self.batches = 0
@@ -46,13 +46,18 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         """Batches are answered when it is set."""
         self._server = grpc.server(ThreadPoolExecutor(8), options=(("grpc.so_reuseport", 0),))
         trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self._server)
-        self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        address, self._scheme = f"127.0.0.1:{port}", "https" if credentials else "http"
+        self.port = (
+            self._server.add_secure_port(address, credentials)
+            if credentials
+            else self._server.add_insecure_port(address)
+        )
         self._server.start()
 
     @property
     def endpoint(self) -> str:
         """Where it listens."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self._scheme}://127.0.0.1:{self.port}"
 
     def Export(self, request: Any, context: Any) -> Any:
         """Take a batch."""

@@ -12,6 +12,7 @@ import time
 
 import grpc
 import pytest
+import trustme
 from opentelemetry.proto.trace.v1 import trace_pb2
 from opentelemetry.sdk.trace import TracerProvider
 
@@ -278,6 +279,22 @@ def test_spans_hold_no_text_and_no_ids_of_sessions(server, collector, traced):
     spans = collector.wait(lambda spans: True)
     assert "zebrafish" not in repr(spans)
     assert session not in repr(spans)
+
+
+def test_a_collector_with_a_certificate(make_server, tmp_path, monkeypatch):
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    certificate = authority.issue_cert("127.0.0.1")
+    chain = b"".join(blob.bytes() for blob in certificate.cert_chain_pems)
+    pair = (certificate.private_key_pem.bytes(), chain)
+    collector = Collector(credentials=grpc.ssl_server_credentials([pair]))
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(tmp_path / "ca.pem"))
+    stubs = Stubs(make_server(trace_endpoint=collector.endpoint).channel)
+    stubs.metadata = (("x-request-id", "encrypted"),)
+    stubs.score("It")
+    assert collector.endpoint.startswith("https://")
+    assert collector.trace_of("encrypted").one("prefill")
+    collector.close()
 
 
 def test_a_stopping_server_sends_what_it_has(tiny_models, collector):

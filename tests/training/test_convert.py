@@ -299,3 +299,18 @@ def test_the_published_size_converts_and_loads_quickly_in_little_memory(tmp_path
     assert size > 97_691_888 * 4
     assert peak < 2.5 * size
     assert seconds < 15
+
+
+def test_what_is_there_is_replaced_only_if_asked(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (files / "out").mkdir()
+    assert convert(files) == 0  # an empty folder is nobody's
+    before = (files / "out" / "model.safetensors").read_bytes()
+    with pytest.raises(SystemExit, match="2"):
+        convert(files)
+    assert f"{files / 'out'} is there already; --overwrite replaces it" in capsys.readouterr().err
+    assert (files / "out" / "model.safetensors").read_bytes() == before
+    with pytest.raises(SystemExit, match="2"):
+        main([str(files / "out"), str(files / "model.pth"), "--to-pth"], "deqlm convert")
+    assert main([str(files / "out"), str(files / "model.pth"), "--to-pth", "--overwrite"], "") == 0

@@ -31,11 +31,11 @@ def count_place(caller: Caller) -> None:
 
 
 def count_job(caller: Caller) -> None:
-    caller.engine._waiting._count += 1
+    caller.engine._desk.waiting._count += 1
 
 
 def count_tokens(caller: Caller) -> None:
-    caller.engine._waiting._tokens += 5
+    caller.engine._desk.waiting._tokens += 5
 
 
 def forget_resident(caller: Caller) -> None:
@@ -108,4 +108,4 @@ def test_amid_work_everything_adds_up() -> None:
 
 
 def works_left(caller: Caller) -> list[Work]:
-    return [*caller.engine._waiting, *caller.engine._running]
+    return [*caller.engine._desk.waiting, *caller.engine._desk.running]

@@ -1,5 +1,6 @@
 """Faults inside the engine, caused for real: who is told, what is kept, and that all adds up."""
 
+import gc
 import itertools
 import random
 import threading
@@ -16,6 +17,7 @@ from server.engine.sessions import SessionTable
 from server.engine.slots import SlotPool
 from server.engine.snapshots import unpack_tokens
 from server.engine.solve import Solve
+from server.engine.work import Work
 from tests.server.engine.helpers import MODEL, TEXT, generated, logprobs, running_engine
 
 LIMITS = EngineLimits(max_batch_tokens=24, max_running=4, window=5, prefix_cache=200)
@@ -245,7 +247,7 @@ def test_a_job_that_would_come_too_late_is_refused_at_once():
         for _ in range(200):
             caller.open[busy].get(timeout=60)
         waiting = caller.score((1, 2), owner="bob")
-        while caller.engine._forecast.foretell(1, 0) is None:
+        while caller.engine._desk.forecast.foretell(1, 0) is None:
             caller.open[busy].get(timeout=60)
         begun = time.perf_counter()
         with pytest.raises(TooLate, match="deadline must be at least") as caught:
@@ -269,3 +271,21 @@ def test_a_rate_is_that_of_the_last_seconds():
     for _ in range(300):
         rate.note(1, 0.1)
     assert rate.per_s == pytest.approx(10, rel=0.1)
+
+
+def test_what_is_over_needs_no_garbage_collector():
+    """A full collection would find it, and nobody would be answered meanwhile."""
+    with running_engine(MODEL, LIMITS) as caller:
+        gc.disable()
+        try:
+            ids = [caller.score(TEXT[:6], candidates=(TEXT[6:8],)) for _ in range(4)]
+            ids += [caller.generate(TEXT[:4], 5) for _ in range(4)]
+            ids.append(caller.score(TEXT[:9], deadline=time.monotonic()))
+            for job_id in ids:
+                caller.result(job_id)
+            for _ in range(2):  # the turn that ended the last one is over then
+                caller.engine.check().result(timeout=60)
+            works = [thing for thing in gc.get_objects() if type(thing) is Work]
+            assert not [work for work in works if work.job.job_id in ids]
+        finally:
+            gc.enable()
