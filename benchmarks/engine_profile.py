@@ -35,7 +35,7 @@ PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
         (kind, name) for kind in (Packing, RingPacking) for name in ("__init__", "attend")
     ),
     "solver": ((RowSolver, "propose"), (RowSolver, "advance")),
-    "tokens that enter and leave": ((Batch, "enter"), (Batch, "_store")),
+    "tokens that enter and leave": ((Batch, "enter"), (Batch, "keep")),
     "softmax": ((jobs, "score"), (jobs, "sources")),
     "draws and guesses": ((jobs, "draw_next"), (Guesses, "make")),
     REST: ((JobRunner, "step"),),

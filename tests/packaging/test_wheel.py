@@ -5,7 +5,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-from tests.packaging.conftest import REVISION, run
+from tests.packaging.conftest import REVISION, ROOT, run
 
 PORTS = ("--port", "0", "--metrics-port", "-1")
 
@@ -45,6 +45,13 @@ def test_the_wheel_holds_no_tests_and_nothing_beside_its_packages(package) -> No
         tops = {name.partition("/")[0] for name in wheel.namelist()}
     packages = {"cli", "client", "deq_model", "deqlm", "loadtest", "server", "training"}
     assert tops - {name for name in tops if name.endswith(".dist-info")} == packages
+
+
+def test_the_wheel_has_every_recipe(package) -> None:
+    recipes = {path.name for path in (ROOT / "training" / "recipes").glob("*.yaml")}
+    assert {"model-ift.yaml", "model-ift-jr.yaml"} <= recipes
+    with zipfile.ZipFile(package.wheel) as wheel:
+        assert {f"training/recipes/{name}" for name in recipes} <= set(wheel.namelist())
 
 
 def test_the_sources_hold_what_the_wheel_is_made_of(package) -> None:

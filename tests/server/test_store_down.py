@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -84,7 +85,10 @@ class TestKeeper:
         assert not keeper.save(make_snapshot(6, revision=8)).result(0), "nobody waits for it"
         moody.fails = False
         assert saved.result(20).revision == 8
-        assert keeper.is_up
+        pause, deadline = threading.Event(), time.monotonic() + 60
+        while not keeper.is_up:  # the keeper's thread tells of the snapshot first
+            assert time.monotonic() < deadline
+            pause.wait(0.005)
 
     def test_a_store_that_failed_to_read_is_found_to_be_back(self, keeper, moody, monkeypatch):
         monkeypatch.setattr("server.store.keeper._LONGEST_PAUSE_S", 0.02)

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cli.options import options_of
+from cli.options import Option, options_of
 from cli.values import shown
+from loadtest.objectives import Objectives
+from loadtest.options import Load, Mix, Size
 from scripts.option_tables import table, updated
 from training.flags import train_command
 from training.options.evaluation import EvalRun
@@ -53,6 +55,13 @@ def test_a_changed_table_is_put_right() -> None:
         updated("<!-- options: train.nothing -->\n<!-- /options -->")
 
 
+def options_of_loads() -> Iterator[Option]:
+    """Those of a load test that have groups."""
+    groups = {"load": Load, "mix": Mix, "size": Size, "objective": Objectives}
+    for group, kind in groups.items():
+        yield from options_of(group, kind)
+
+
 def flags_named(text: str) -> Iterator[str]:
     """Flags with a group: whose they are is beyond doubt."""
     yield from re.findall(r"--[a-z]+\.[a-z][a-z0-9_.-]*[a-z0-9]", text)
@@ -61,6 +70,8 @@ def flags_named(text: str) -> Iterator[str]:
 @pytest.mark.parametrize("page", [*PAGES, DOCS.parent / "README.md"], ids=lambda page: page.name)
 def test_flags_of_a_run_that_are_named_exist(page: Path) -> None:
     known = {option.flag for option in COMMAND.options.values()}
+    if page.name == "loadtest.md":
+        known |= {option.flag for option in options_of_loads()}
     named = {flag.replace("_", "-") for flag in flags_named(page.read_text(encoding="utf-8"))}
     assert named <= known
 

@@ -4,10 +4,6 @@ import json
 import lzma
 import math
 import re
-import shutil
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -156,25 +152,6 @@ def test_a_tiny_run_of_each(
         flags += ["--equilibrium.pretrain-steps", "2"]  # two steps of either kind
     assert train_main(["--recipe", name, *flags], "deqlm train") == 0, capsys.readouterr().err
     assert (tmp_path / "out" / "model" / "model.safetensors").exists()
-
-
-def test_a_wheel_has_them(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    for package in ("training", "proto", "scripts"):
-        shutil.copytree(ROOT / package, source / package)
-    for file in ("pyproject.toml", "setup.py", "README.md", "MANIFEST.in"):
-        shutil.copy(ROOT / file, source / file)
-    build = (
-        "from setuptools.build_meta import build_wheel; "
-        f"build_wheel({str(tmp_path)!r}, {{'--build-option': []}})"
-    )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", build], cwd=source, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    packed = zipfile.ZipFile(wheel).namelist()
-    assert {f"training/recipes/{name}.yaml" for name in NAMES} <= set(packed)
 
 
 # The published recipes in small, on real text: everything but sizes and lengths. Long enough, and

@@ -19,8 +19,7 @@ from deq_model.model import DEQLanguageModel
 from deq_model.solvers import select
 from deq_model.solvers.rows import RowSolver
 from server.engine import batch as batch_module
-from server.engine import engine as engine_module
-from server.engine import graphs
+from server.engine import graphs, machine
 from server.engine.batch import Batch
 from server.engine.graphs import SHORT, Outputs, PaddedCall, PaddedCalls, PaddedKeep
 from server.engine.layout import Layout
@@ -153,7 +152,7 @@ def test_infinite_words_stay_with_their_sequence() -> None:
 @pytest.fixture
 def caller(monkeypatch: pytest.MonkeyPatch) -> Iterator[Caller]:
     """An engine that makes padded calls."""
-    monkeypatch.setattr(engine_module, "Batch", functools.partial(Batch, padded=True))
+    monkeypatch.setattr(machine, "Batch", functools.partial(Batch, padded=True))
     with running_engine(MODEL, EngineLimits(max_batch_tokens=24, max_running=4, window=5)) as c:
         assert isinstance(c.engine._batch._calls, PaddedCalls)
         yield c
@@ -184,7 +183,7 @@ def test_sessions_and_seeds_with_padded_calls(caller: Caller) -> None:
 
 def test_a_measured_engine_with_padded_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every shape of streams is made before the first request; 8 bits are for CPUs."""
-    monkeypatch.setattr(engine_module, "Batch", functools.partial(Batch, padded=True))
+    monkeypatch.setattr(machine, "Batch", functools.partial(Batch, padded=True))
     with running_engine(MODEL.float(), measured=True, early_int8=True) as caller:
         batch = caller.engine._batch
         assert batch._int8 is None
