@@ -1,8 +1,9 @@
 """Whose fault it is when something that is done for many jobs at once fails.
 
 It is done again for fewer: for halves of the jobs, for halves of those halves that failed, down to
-single ones. What fails once does no harm then, a job for which it fails by itself ends, and the
-others never hear of it. A fault that is everybody's ends all after a few times.
+single ones. What fails once does no harm then, a job for which it fails twice by itself ends, and
+the others never hear of it, however many are at fault. A fault that is everybody's ends all, which
+takes no longer than looking for one that has not got it is worth.
 """
 
 import logging
@@ -16,8 +17,11 @@ from server.engine.work import Work
 
 log = logging.getLogger(__name__)
 
-MOST_PARTS = 8
-"""Where so many parts of the jobs fail, and none does not, the fault is no job's own."""
+LEAST_PARTS = 8
+PATIENCE_S = 5.0
+"""Where so many parts of the jobs fail, and none does not, for so long, the fault is nobody's own:
+others wait meanwhile, and calls of a broken device may take long to fail.
+"""
 
 QUIET_S = 10.0
 """Between two lines of the log about failures that may yet harm nobody."""
@@ -37,9 +41,9 @@ class Blame:
         repeated: how often something had to be done again so far.
     """
 
-    def __init__(self, answers: Answers) -> None:
-        """Takes what ends jobs."""
-        self._answers = answers
+    def __init__(self, answers: Answers, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Takes what ends jobs, and what tells seconds."""
+        self._answers, self._clock = answers, clock
         self.repeated = 0
         self._quiet_until = -math.inf
 
@@ -64,7 +68,7 @@ class Blame:
 
     def _log(self, count: int) -> None:
         """A failure may come with every call: its trace need not."""
-        now = time.monotonic()
+        now = self._clock()
         if now >= self._quiet_until:
             log.exception("what %d jobs share failed, and is done again", count)
             self._quiet_until = now + QUIET_S
@@ -76,15 +80,16 @@ class Blame:
     def _part(self, works: Sequence[Work], act: Act, prepare: Prepare) -> None:
         # Jobs of one owner stay together: theirs may all have the same fault.
         parts = _halves(sorted(works, key=lambda work: work.job.owner))
-        none_done = True
+        none_done, patient_until = True, self._clock() + PATIENCE_S
         while parts:
             tried = [(part, self._again(part, act, prepare)) for part in parts]
             failures = [(part, error) for part, error in tried if error is not None]
             none_done = none_done and len(failures) == len(tried)
-            if none_done and len(failures) >= MOST_PARTS:
+            is_hopeless = none_done and self._clock() >= patient_until
+            if is_hopeless and len(failures) >= LEAST_PARTS:
                 self._end(failures)
                 return
-            self._end(self._in_little(_single(failures), act, prepare))
+            self._end(self._once_more(_single(failures), act, prepare))
             parts = [half for part, _ in failures if len(part) > 1 for half in _halves(part)]
 
     def _again(
@@ -102,27 +107,30 @@ class Blame:
             return error
         return None
 
-    def _in_little(
+    def _once_more(
         self, failures: Sequence[_Failure], act: Act, prepare: Prepare
     ) -> Sequence[_Failure]:
-        """What still fails of it where memory was short, and less of it is asked for."""
+        """What still fails of it: a job that is alone may have had bad luck, or too little memory.
+
+        Less memory is asked for where that was short.
+        """
         tried = [
-            (
-                part,
-                self._again(part, act, prepare, little=True) if is_out_of_memory(error) else error,
-            )
+            (part, self._again(part, act, prepare, little=is_out_of_memory(error)))
             for part, error in failures
         ]
         return [(part, error) for part, error in tried if error is not None]
 
     def _end(self, failures: Sequence[_Failure]) -> None:
+        traced = set()
         for part, error in failures:
+            what = (type(error), str(error))
             log.error(
                 "jobs %s are ended for it",
                 [work.job.job_id for work in part],
-                exc_info=error,
+                exc_info=None if what in traced else error,
                 extra={"request_id": " ".join(sorted({work.job.request_id for work in part}))},
             )
+            traced.add(what)
             self._answers.break_off(part, error)
 
 

@@ -1,6 +1,7 @@
 """What many jobs share fails: whose fault it is ends, and the others never hear of it."""
 
 import itertools
+import random
 import threading
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine.blame import MOST_PARTS, Blame
+from server.engine.blame import LEAST_PARTS, PATIENCE_S, Blame
 from server.engine.errors import EngineFailed, OutOfMemory
 from server.engine.layout import Layout
 from server.engine.ledger import Ledger
@@ -62,9 +63,9 @@ def works_of(owners):
 
 @given(st.data(), st.lists(st.sampled_from("abc"), min_size=1, max_size=70))
 def test_those_whose_fault_it_is_are_found(data, owners):
-    """Up to seven guilty ones cannot make it look as if the fault were everybody's."""
+    """However many they are: what fails twice for a job alone ends it, and nothing else does."""
     works, ends, done, tries = works_of(owners), Ends(), [], itertools.count()
-    guilty = data.draw(st.sets(st.sampled_from(range(len(works))), max_size=MOST_PARTS - 1))
+    guilty = data.draw(st.sets(st.sampled_from(range(len(works)))))
 
     def act(some):
         next(tries)
@@ -76,20 +77,36 @@ def test_those_whose_fault_it_is_are_found(data, owners):
     Blame(ends).share(works, act)
     assert set(ends.ended) == guilty
     assert sorted(done) == sorted(set(range(len(works))) - guilty)
-    assert next(tries) <= 2 + 2 * (1 + len(guilty)) * (1 + len(works).bit_length())
+    found = 2 + 2 * (1 + len(guilty)) * (1 + len(works).bit_length())
+    assert next(tries) <= min(found, 1 + 2 * len(works)) + len(guilty)
 
 
 @given(st.integers(1, 200))
-def test_a_fault_of_everybody_ends_all_soon(count):
+def test_a_fault_of_everybody_ends_all_in_a_while(count):
+    """Also on a device that takes long to fail: there only a few parts are looked at."""
     works, ends, tries = works_of(["a"] * count), Ends(), itertools.count()
 
     def act(some):
         next(tries)
         raise RuntimeError("lost")
 
-    Blame(ends).share(works, act)
+    Blame(ends, clock=lambda: next(tries) * PATIENCE_S).share(works, act)
     assert set(ends.ended) == set(range(count))
-    assert next(tries) <= 2 * MOST_PARTS
+    assert next(tries) <= 7 * LEAST_PARTS
+
+
+def test_bad_luck_that_follows_a_job_until_it_is_alone_ends_nobody():
+    works, ends, tries, done = works_of("aabb"), Ends(), itertools.count(1), []
+
+    def act(some):
+        if works[2] in some and next(tries) <= 3:
+            raise RuntimeError("lost")
+        done.extend(some)
+
+    Blame(ends).share(works, act)
+    assert ends.ended == {}
+    assert set(done) == set(works)
+    assert len(done) == len(works)
 
 
 def test_one_owners_many_bad_jobs_do_not_end_anothers():
@@ -295,9 +312,74 @@ def test_a_fault_of_all_ends_all_and_the_engine_goes_on(undisturbed):
         assert {type(error) for error in errors} == {EngineFailed}
         assert "device lost" not in str(errors[0])
         caller.engine.check().result(60)
-        assert next(tries) <= 4 * MOST_PARTS
+        assert next(tries) <= 4 * LEAST_PARTS
         calls.call = call
         is_as(run_jobs(caller), undisturbed)
+
+
+# Steps of a shared call of f.
+STEPS = [
+    (path, name)
+    for path, name in SHARED
+    if path in ("_batch._calls", "_batch._f", "_batch._ledger", "_batch._solver")
+] + [("_batch", "call")]
+NOW_AND_THEN = 0.15
+"""Of calls of f, those that fail."""
+
+
+class Failures:
+    """Has calls of f fail at random, before or after a step of them; never two in a row."""
+
+    def __init__(self, engine, seed, monkeypatch):
+        self.count = 0
+        self._random, self._armed, self._rested = random.Random(seed), None, False
+        for step in STEPS:
+            owner = part(engine, step[0])
+            monkeypatch.setattr(owner, step[1], self._breaking(getattr(owner, step[1]), step))
+        call = engine._batch.call
+
+        def calls(options):
+            fails = self._rested and self._random.random() < NOW_AND_THEN
+            self._rested = not fails
+            when = self._random.choice(("before", "after"))
+            self._armed = (self._random.choice(STEPS), when) if fails else None
+            return call(options)
+
+        monkeypatch.setattr(engine._batch, "call", calls)
+
+    def _breaking(self, real, step):
+        def breaks(*args, **kwargs):
+            self._raise_if((step, "before"))
+            result = real(*args, **kwargs)
+            self._raise_if((step, "after"))
+            return result
+
+        return breaks
+
+    def _raise_if(self, now):
+        if self._armed == now:
+            self._armed = None
+            self.count += 1
+            raise self._random.choice((RuntimeError, MemoryError, FloatingPointError))("lost")
+
+
+@pytest.mark.parametrize("is_one_guilty", [False, True])
+@pytest.mark.parametrize("seed", [11, 14, 19, 23])
+def test_failures_now_and_then_change_no_answer(seed, is_one_guilty, undisturbed, monkeypatch):
+    with running_engine(MODEL, LIMITS) as caller, caller.session("eve") as lease:
+        before = caller.scored(caller.score((5, 6), lease=lease, owner="eve")).session
+        failures = Failures(caller.engine, seed, monkeypatch)
+        if is_one_guilty:
+            breaks_at_f(caller.engine, lost)
+        bad = caller.score if is_one_guilty else None
+        found = run_jobs(caller, bad and (lambda c: bad(BAD, lease=lease, owner="eve")))
+        assert failures.count >= 3
+        is_as(found, undisturbed)
+        if is_one_guilty:
+            assert isinstance(found[2], Failed)
+            assert isinstance(found[2].error, EngineFailed | OutOfMemory)  # that of its last try
+        assert caller.engine.sessions.view(lease).position == before.position
+        assert caller.engine.check().result(60) == []
 
 
 @pytest.mark.parametrize("most", [1, 8])
@@ -358,7 +440,7 @@ def test_a_solve_that_begins_anew_has_no_anchor_and_the_budget_that_is_left():
 
 @needs_int8
 def test_anchors_of_calls_that_failed_are_not_trusted():
-    """Of the 8-bit differences: an anchor that was chosen, but never computed, is none."""
+    """Of the 8-bit differences: an anchor that was chosen, and not computed whole, is none."""
     model = small_model(d_model=64, d_head=32, d_inner=128, seed=5).float().eval()
     solve = Solve(tol=1e-3, max_nfe=100)
     with running_engine(model, LIMITS, dtype=torch.float32, early_int8=True) as caller:
@@ -374,15 +456,17 @@ def test_anchors_of_calls_that_failed_are_not_trusted():
         int8, calls = caller.engine._batch._int8, itertools.count()
         kind, broke = type(int8), []
         feed_forward = kind.__call__
+        wrong = torch.randn(64, generator=torch.Generator().manual_seed(0)) / 8
 
         def stops(self, x):
+            out = feed_forward(self, x)
             if bool(self._exact.any()) and next(calls) % 5 == 1:
-                broke.append(int(self._exact.sum()))
-                x_, inner, y = self._tensors[8:]  # the anchors, half written
                 at = self._anchors[self._exact]
-                x_[at], inner[at], y[at] = x[self._exact].float(), 0.0, 1.0
+                broke.append(len(at))
+                y = self._tensors[10]  # of the anchors, and near enough to be believed
+                y[at] += 0.04 * (y[at] + x[self._exact]).norm(dim=1, keepdim=True) * wrong
                 raise MemoryError
-            return feed_forward(self, x)
+            return out
 
         kind.__call__ = stops
         try:
