@@ -3,8 +3,8 @@
 import asyncio
 import itertools
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +53,8 @@ class Call:
         reason: the contract's word for why it failed.
         ended: instant at which that was known.
         spans: that it is recorded by; None where it is not.
+        goes_on: whether it is done also when its client goes away.
+        watch: has work for its caller be ended, when that would not be let in any more.
         serial: its own number, whatever its client calls it.
     """
 
@@ -73,6 +75,8 @@ class Call:
     reason: str = ""
     ended: float = 0.0
     spans: Spans | None = None
+    goes_on: bool = False
+    watch: Callable[[Callable[[], None]], AbstractContextManager[object]] | None = None
     serial: int = field(default_factory=lambda: next(_serials))
     _jobs: int = field(default=0)
 
@@ -151,6 +155,15 @@ class Call:
         finally:
             if meter is not None:
                 meter.give_back(count + more - charge.used)
+
+    def watched(self, end: Callable[[], None]) -> AbstractContextManager[object]:
+        """Work that goes on without its client: ``end`` is to end it once that may not call.
+
+        Ended so, and not by ending the task that waits for it, it is done or not: what is done
+        is also kept, to be told to those who send the call again.
+        """
+        is_looked_at = self.goes_on and self.watch is not None
+        return self.watch(end) if is_looked_at and self.watch else nullcontext()
 
     def check_room(self, registry: Registry) -> None:
         """Look whether its principal may have one more session; to be made before anything waits.

@@ -60,6 +60,7 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
             answers.append(response)
 
         async def score(attempt: Attempt) -> None:
+            call.goes_on = True
             await attempt.send(await self._score(request, inputs, fields, engine, session_id, call))
 
         key = request.idempotency_key
@@ -163,7 +164,11 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
             timeline=call.timeline(),
             sink=events.sink,
         )
-        with call.charged(len(inputs)) as charge, submitted(engine, job, events):
+        with (
+            call.charged(len(inputs)) as charge,
+            submitted(engine, job, events),
+            call.watched(lambda: engine.cancel(job.job_id)),
+        ):
             scored = await events.last(Scored)
             charge.used = len(scored.tokens) + sum(map(len, scored.candidates))
             return scored
