@@ -56,8 +56,9 @@ def _serve(config: ServerConfig, prog: str) -> int:
 
     from deq_model.errors import DeqModelError
     from deq_model.tokenizers.errors import TokenizerError
-    from server.app import Server, StartError
+    from server.app import Server
     from server.security.errors import SecurityFileError
+    from server.start import StartError
 
     build = this_build()
     _log.info(

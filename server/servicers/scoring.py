@@ -1,4 +1,4 @@
-"""ScoringService: one call here, the stream in ``stream``."""
+"""ScoringService: one call here, streams in ``streams``."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,7 +14,7 @@ from server.engine.results import Scored
 from server.events import Events, check_room, submitted
 from server.inputs import Tokens, encode
 from server.servicers.edge import LONG_RESPONSE, Edge
-from server.servicers.stream import Streams
+from server.servicers.streams import Streams
 from server.validation import ScoreFields, check_score, check_token_count
 
 
