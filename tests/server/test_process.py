@@ -180,7 +180,7 @@ def test_an_impossible_value(capsys):
         run(capsys, "--window", 0)
     assert caught.value.code == 2
     told = capsys.readouterr().err
-    assert told.startswith("deqlm serve: error: window must be at least 1, got 0\n")
+    assert told.startswith("deqlm serve: window must be at least 1, got 0; `")
 
 
 def test_more_memory_than_there_is(capsys, broken):
