@@ -39,7 +39,7 @@ class _Open:
     principal: Principal
     needed: frozenset[Right]
     what: str
-    end: Callable[[], None]
+    end: Callable[[], object]
     error: SecurityError | None = None
 
 
@@ -87,7 +87,7 @@ class OpenCalls:
         principal: Principal,
         needed: frozenset[Right],
         what: str,
-        end: Callable[[], None],
+        end: Callable[[], object],
     ) -> Iterator[_Open]:
         """Work for a caller, for as long as it lasts: ``end`` is to end it, and called once."""
         one = _Open(shown, principal, needed, what, end)

@@ -112,7 +112,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 call=call,
             )
             with (
-                call.charged(len(prompt), more=fields.max_tokens) as charge,
+                call.charged(len(prompt), events, more=fields.max_tokens) as charge,
                 submitted(engine, job, events),
                 call.watched(lambda: engine.cancel(job.job_id)),
             ):

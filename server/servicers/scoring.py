@@ -165,7 +165,7 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
             sink=events.sink,
         )
         with (
-            call.charged(len(inputs)) as charge,
+            call.charged(len(inputs), events) as charge,
             submitted(engine, job, events),
             call.watched(lambda: engine.cancel(job.job_id)),
         ):

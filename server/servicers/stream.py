@@ -144,7 +144,10 @@ class Stream:
             timeline=self._call.timeline(),
             sink=events.sink,
         )
-        with self._call.charged(len(tokens)) as charge, submitted(self._engine, job, events):
+        with (
+            self._call.charged(len(tokens), events) as charge,
+            submitted(self._engine, job, events),
+        ):
             scored = await events.last(Scored)
             charge.used = len(scored.tokens)  # the others are charged when their turn comes
         batch.tokens, self._left = (
