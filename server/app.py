@@ -124,6 +124,7 @@ class Server:
             self._tracer = make_tracer(self.config, self._build.version)
             if self._tracer is not None:
                 undo.push_async_callback(asyncio.to_thread, self._tracer.close)
+            await self._profiles.look()
             await self._open_store()
             undo.push_async_callback(asyncio.to_thread, self._persistence.close)
             self._server = self._make_server()

@@ -1,6 +1,7 @@
 """``deqlm serve`` as a process: exit codes and messages."""
 
 import gc
+import json
 import os
 import queue
 import re
@@ -173,6 +174,29 @@ def test_a_port_in_use(capsys, tiny_models):
     assert code == 1
     assert f"cannot listen on 127.0.0.1:{port}: the port is in use" in told
     assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "problem"),
+    [
+        (("--port", "TAKEN"), 1, "cannot listen on 127.0.0.1:TAKEN: the port is in use"),
+        (("--host", "0.0.0.0"), 2, "host must be of this machine alone"),
+        (("--model", "b=/nowhere"), 1, "model b must be a checkpoint folder, got /nowhere"),
+    ],
+)
+def test_a_log_for_machines_has_no_other_lines(tiny_models, arguments, code, problem):
+    """Why there is no server is an entry; what gRPC's core says of a taken port is left out."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        process = Process(
+            *("--log-format", "json", "--model", f"a={tiny_models / 'words'}"),
+            *("--metrics-port", "-1"),
+            *(argument.replace("TAKEN", port) for argument in arguments),
+        )
+        assert process.wait() == code
+    entries = [json.loads(line) for line in process.lines]
+    assert entries[-1]["message"].startswith(problem.replace("TAKEN", port))
+    assert [entry["level"] for entry in entries][-1] == "critical"
 
 
 def test_an_impossible_value(capsys):
