@@ -7,9 +7,10 @@ import threading
 
 import pytest
 
+from client._addresses import is_here
 from client._retry import RetryPolicy
 from client.aio import AsyncClient
-from client.credentials import Tls, is_here
+from client.credentials import Tls
 from client.errors import DeqlmError, InvalidArgument, PermissionDenied, Unauthenticated
 from client.sync import Client
 from tests.client.fake_server import Failure
