@@ -26,11 +26,13 @@ def read_token(path: str | None) -> str | None:
     try:
         token = Path(path).read_text(encoding="ascii").strip()
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+        raise UsageError(f"token_file cannot be read from {path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise UsageError(f"{path} must hold a token alone") from None
+        raise UsageError(f"token_file {path} must hold a token alone") from None
     if len(token.split()) != 1:
-        raise UsageError(f"{path} must hold a token alone, got {len(token.split())} words")
+        raise UsageError(
+            f"token_file {path} must hold a token alone, got {len(token.split())} words"
+        )
     return token
 
 

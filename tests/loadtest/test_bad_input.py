@@ -45,7 +45,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT /
         (["--metrics", "ftp://x"], "metrics must be auto, none, HOST:PORT or a URL"),
         (["--objective.share", "2"], r"objective.share must be in \[0, 1\], got 2"),
         (["--text", "/nowhere/text"], "text cannot be read from /nowhere/text"),
-        (["--token-file", "/nowhere/token"], "cannot read /nowhere/token"),
+        (["--token-file", "/nowhere/token"], "token_file cannot be read from /nowhere/token"),
         (["--tls-ca", "/nowhere/ca"], "tls.ca cannot be read from /nowhere/ca"),
         (["--load.pattern", "trace", "--load.trace", "/nowhere/t"], "/nowhere/t cannot be read"),
     ],
