@@ -64,6 +64,7 @@ def _run_until_told(config: ServerConfig) -> Exception | str | None:
 
 
 def _serve(config: ServerConfig) -> Exception | None:
+    _spare(config)
     # Only now: usage errors and --help need not wait for torch.
     import torch
 
@@ -91,6 +92,14 @@ def _serve(config: ServerConfig) -> Exception | None:
     ) as error:
         return error
     return None
+
+
+def _spare(config: ServerConfig) -> None:
+    """Have signals that are requests not end the process before there is somebody to hear them."""
+    has_files = config.auth_file is not None or config.tls_cert is not None
+    for name in ("SIGUSR1", "SIGUSR2", *(("SIGHUP",) if has_files else ())):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 async def _run(server: "Server") -> None:

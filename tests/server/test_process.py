@@ -108,6 +108,23 @@ def test_a_second_signal_ends_it_at_once(tiny_models, number):
     assert "Traceback" not in "".join(process.lines)
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP])
+def test_a_request_by_signal_amid_the_start_does_not_end_it(tiny_models, tmp_path, number):
+    path = tmp_path / "auth.yaml"
+    path.write_text("principals: {ann: {rights: [score]}}")
+    process = Process(
+        *("--model", f"tiny={tiny_models / 'words'}", "--port", "0", "--metrics-port=0"),
+        *("--auth-file", str(path)),
+    )
+    try:
+        process.wait_line(re.compile("deqlm .*, torch "))
+        process.process.send_signal(number)
+        process.wait_ready()
+    finally:
+        process.process.terminate()
+    assert process.wait() == 0
+
+
 def run(capsys, *arguments):
     code = main([str(argument) for argument in arguments], "deqlm serve")
     return code, capsys.readouterr().err
