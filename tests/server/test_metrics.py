@@ -201,3 +201,21 @@ def test_every_metric_is_documented_with_its_kind(server):
     told = re.findall(r"^\| `(deqlm_\w+)` \| (\w+) \|", document, re.MULTILINE)
     assert len(told) == len(set(told))
     assert shown == set(told)
+
+
+def test_every_word_of_a_label_is_documented(server):
+    """Those that a server shows from its start, which are all that there are of most labels."""
+    document = DOCUMENT.read_text("utf-8")
+    rows = dict(re.findall(r"^\| `(deqlm_\w+)` \| (.*)$", document, re.MULTILINE))
+    words = {"reason", "quota", "what", "outcome", "status", "operation", "by", "limit"}
+    told = {
+        (sample.partition("{")[0], value)
+        for sample in server.metrics()
+        for label, value in re.findall(r'(\w+)="([^"]*)"', sample)
+        if label in words
+    }
+    assert len(told) > 30
+    rows |= {
+        f"{name}_{end}": row for name, row in rows.items() for end in ("bucket", "sum", "count")
+    }
+    assert {(name, value) for name, value in told if f"`{value}`" not in rows[name]} == set()
