@@ -55,6 +55,9 @@ def _dispatch(arguments: list[str]) -> int:
     if name not in COMMANDS:
         print(_unknown(name), file=sys.stderr)
         return EXIT_USAGE
+    if name != "serve":
+        # gRPC's core would tell on standard error what the command's own message says better.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     return _load(COMMANDS[name].target)(arguments[1:], f"{PROGRAM} {name}")
 
 

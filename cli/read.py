@@ -73,7 +73,7 @@ class Command:
 def read(command: Command, argv: Sequence[str], build: Callable[[dict[str, Any]], T]) -> T:
     """What ``build`` makes of one instance per group.
 
-    Whatever is wrong ends the process with code 2 and two lines on standard error, be it found
+    Whatever is wrong ends the process with code 2 and one line on standard error, be it found
     here or by a ValueError of an option class or of ``build``. ``--help`` and ``--print-config``
     end it with code 0.
     """

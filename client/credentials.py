@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
+from client._addresses import is_here
 from client.errors import ErrorDetails, FieldViolation, InvalidArgument
 
 TOKEN_KEY = "authorization"
@@ -73,26 +73,6 @@ def token_metadata(
             "token", f"must not go to {address} unencrypted, where anybody on the way can read it"
         )
     return ((TOKEN_KEY, f"Bearer {token}"),)
-
-
-def is_here(address: str) -> bool:
-    """Whether what is sent to an address of gRPC does not leave this machine.
-
-    >>> [is_here(a) for a in ("127.0.0.1:1", "[::1]:1", "localhost:1", "unix:/x", "ann.example:1")]
-    [True, True, True, True, False]
-    """
-    target = address.removeprefix("dns:///").removeprefix("ipv4:").removeprefix("ipv6:")
-    if target.startswith(("unix:", "unix-abstract:")):
-        return True
-    if "," in target:  # several addresses
-        return all(map(is_here, target.split(",")))
-    host = target.rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _read(field: str, path: Path | str) -> bytes:

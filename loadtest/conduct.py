@@ -15,7 +15,7 @@ from client.errors import DeqlmError
 from client.resources import ModelInfo
 from loadtest.about import write_about
 from loadtest.agreement import Count, compare
-from loadtest.counts import MetricsPage, Page, url_of
+from loadtest.counts import Look, Metrics, place_of
 from loadtest.crew import Crew
 from loadtest.errors import LoadTestError, ServerLost
 from loadtest.options import Run, check_arrivals
@@ -43,15 +43,15 @@ async def conduct(settings: Settings, out: Path, say: Say) -> None:
     client = client_of(settings.run, owner=settings.run.owner, timeout_s=ANSWER_S)
     async with client:
         model = await _model(client, settings.run)
-        url = url_of(settings.run)
-        page = None if url is None else MetricsPage(settings.run, url)
-        if page is not None:
-            await page.read()
+        place = place_of(settings.run)
+        metrics = None if place is None else Metrics(settings.run, place)
+        if metrics is not None:
+            await metrics.look()
         write_about(out, settings, model)
-        watch = Watch(client, page, out / "server.jsonl")
+        watch = Watch(client, metrics, out / "server.jsonl")
         try:
             async with _crew(settings, out) as crew:
-                await Conductor(settings, out, crew, page, watch, say).run()
+                await Conductor(settings, out, crew, metrics, watch, say).run()
         finally:
             watch.close()
 
@@ -82,12 +82,12 @@ class Conductor:
         settings: Settings,
         out: Path,
         crew: Crew,
-        page: MetricsPage | None,
+        metrics: Metrics | None,
         watch: Watch,
         say: Say,
     ) -> None:
         self._settings, self._out, self._crew = settings, out, crew
-        self._page, self._watch, self._say = page, watch, say
+        self._metrics, self._watch, self._say = metrics, watch, say
         self._number = 0
 
     async def run(self) -> None:
@@ -172,7 +172,7 @@ class Conductor:
         planned = await self._crew.plan(stage)
         requests = f"{stage.clients} clients" if stage.is_closed else f"{planned} requests"
         self._say(f"{stage.label}: {requests} in {stage.total_s:.3g} s ({stage.pattern})")
-        before = None if self._page is None else await self._page.read()
+        before = None if self._metrics is None else await self._metrics.look()
         line: dict[str, Any] = {**stage.to_json(), "run_s": self._watch.seconds}
         line |= {"ended_early": None, "workers": [], "counts": None}
         try:
@@ -211,12 +211,12 @@ class Conductor:
         finally:
             lost.cancel()
 
-    async def _settled(self, before: Page, records: list[Record]) -> list[Count]:
+    async def _settled(self, before: Look, records: list[Record]) -> list[Count]:
         """The counts once they agree, or once they have had time enough to."""
-        assert self._page is not None, "there was a look before"
+        assert self._metrics is not None, "there was a look before"
         until = time.monotonic() + _SETTLE_S
         while True:
-            grown = (await self._page.read()).since(before)
+            grown = (await self._metrics.look()).since(before)
             if any(value < 0 for value in grown.values()):
                 raise ServerLost("the server was started anew: its counters are less than before")
             counts = compare(records, grown)

@@ -11,8 +11,9 @@ from typing import IO, Any, Final
 
 import grpc
 
+from client._addresses import is_here
 from client._channel import OPTIONS
-from client.credentials import channel_credentials, is_here
+from client.credentials import channel_credentials
 from loadtest.errors import LoadTestError
 from loadtest.observed import Observed, Observer
 from loadtest.settings import tls_of

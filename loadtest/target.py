@@ -6,6 +6,7 @@ from pathlib import Path
 
 from client._channel import DEFAULT_ADDRESS
 from client.commands._connection import ADDRESS_VARIABLE, CA_VARIABLE
+from client.metrics_page import read_place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +46,9 @@ class Connection(Target):
         owners: how many owners the requests are of, called OWNER-1 and so on when more than one
         token_file: file with the token that shows who calls; none for that of the environment
             (DEQLM_TOKEN), if there is one
-        metrics: page of the server's metrics, whose counts are compared with the client's; auto is
-            http://HOST:9464/metrics, https with TLS; none compares nothing
+        metrics: page of the server's metrics, whose counts are compared with the client's, as
+            HOST:PORT or a URL; auto is http://HOST:9464/metrics, https with TLS; none compares
+            nothing
     """
 
     model: str = ""
@@ -58,12 +60,14 @@ class Connection(Target):
     def __post_init__(self) -> None:
         """Check the bounds."""
         check_range(self, "owners", 1, 1000)
-        known = self.metrics in ("auto", "none")
-        if not known and not self.metrics.startswith(("http://", "https://")):
+        if self.metrics in ("auto", "none"):
+            return
+        try:
+            read_place(self.metrics)
+        except ValueError:
             raise ValueError(
-                f"metrics must be auto, none or an address of http:// or https://, "
-                f"got {self.metrics or 'nothing'}"
-            )
+                f"metrics must be auto, none, HOST:PORT or a URL, got {self.metrics or 'nothing'}"
+            ) from None
 
 
 def check_range(options: object, name: str, least: float, most: float) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from client.aio import AsyncClient
 from client.errors import DeadlineExceeded, DeqlmError, Unavailable
-from loadtest.counts import MetricsPage
+from loadtest.counts import Metrics
 from loadtest.errors import LoadTestError
 
 _EVERY_S: Final = 1.0
@@ -22,9 +22,9 @@ _MOST_MISSED: Final = 3
 class Watch:
     """Asks for health every second, and notes what the metrics tell."""
 
-    def __init__(self, client: AsyncClient, page: MetricsPage | None, path: Path) -> None:
+    def __init__(self, client: AsyncClient, metrics: Metrics | None, path: Path) -> None:
         """Take a client that waits ``ANSWER_S``; ``path``: file of JSON lines to write."""
-        self._client, self._page = client, page
+        self._client, self._metrics = client, metrics
         self._file = path.open("w", encoding="utf-8")
         self._began = time.monotonic()
 
@@ -58,10 +58,10 @@ class Watch:
 
     async def _sample(self) -> None:
         """Note the gauges; that a look fails is no loss."""
-        if self._page is None:
+        if self._metrics is None:
             return
         with contextlib.suppress(LoadTestError):
             line: dict[str, Any] = {"run_s": round(self.seconds, 3)}
-            line |= (await self._page.read()).gauges
+            line |= (await self._metrics.look()).gauges
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import os
 import signal
 import sys
 import time
@@ -31,33 +32,47 @@ def main(argv: Sequence[str], prog: str = "deqlm serve") -> int:
         argv: arguments after the command's name.
         prog: the command's name, for messages.
     """
-    try:
-        config = parse_config(argv, prog)
-        sources = config.sources()
-        config.check_exposure()
-    except ServerConfigError as error:
-        return _complain(prog, error, EXIT_USAGE)
+    config = parse_config(argv, prog)
     set_up(config.log_level, config.log_format, has_messages=config.log_messages)
-    missing = [source for source in sources if not source.path.is_dir()]
-    if missing:
-        problem = f"model {missing[0].name} must be a checkpoint folder, got {missing[0].path}"
-        return _complain(prog, problem, EXIT_FAILURE)
-    return _serve(config, prog)
+    if config.log_format == "json":
+        # gRPC's core writes plain lines of its own, about each handshake that fails.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    try:
+        problem = _run_until_told(config)
+    except ServerConfigError as error:
+        return _complain(prog, error, config, EXIT_USAGE)
+    return EXIT_OK if problem is None else _complain(prog, problem, config, EXIT_FAILURE)
 
 
-def _complain(prog: str, problem: object, code: int) -> int:
-    print(f"{prog}: {problem}", file=sys.stderr)
+def _complain(prog: str, problem: object, config: ServerConfig, code: int) -> int:
+    """Say why there is no server: where the log is read by machines, as an entry of it."""
+    if config.log_format == "json":
+        _log.critical("%s", problem)
+    else:
+        print(f"{prog}: {problem}", file=sys.stderr)
     return code
 
 
-def _serve(config: ServerConfig, prog: str) -> int:
+def _run_until_told(config: ServerConfig) -> Exception | str | None:
+    """Serve; what kept it from that, if anything did. Raises ServerConfigError."""
+    sources = config.sources()
+    config.check_exposure()
+    missing = [source for source in sources if not source.path.is_dir()]
+    if missing:
+        return f"model {missing[0].name} must be a checkpoint folder, got {missing[0].path}"
+    return _serve(config)
+
+
+def _serve(config: ServerConfig) -> Exception | None:
+    _spare(config)
     # Only now: usage errors and --help need not wait for torch.
     import torch
 
     from deq_model.errors import DeqModelError
     from deq_model.tokenizers.errors import TokenizerError
-    from server.app import Server, StartError
+    from server.app import Server
     from server.security.errors import SecurityFileError
+    from server.start import StartError
 
     build = this_build()
     _log.info(
@@ -75,8 +90,16 @@ def _serve(config: ServerConfig, prog: str) -> int:
         DeqModelError,
         TokenizerError,
     ) as error:
-        return _complain(prog, error, EXIT_FAILURE)
-    return EXIT_OK
+        return error
+    return None
+
+
+def _spare(config: ServerConfig) -> None:
+    """Have signals that are requests not end the process before there is somebody to hear them."""
+    has_files = config.auth_file is not None or config.tls_cert is not None
+    for name in ("SIGUSR1", "SIGUSR2", *(("SIGHUP",) if has_files else ())):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 async def _run(server: "Server") -> None:

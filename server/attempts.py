@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
+from server.engine.errors import Cancelled
 from server.engine.snapshots import Answer
 from server.errors import AnswerNotKept, KeyReused
 
@@ -81,19 +82,49 @@ class Attempts:
     ) -> None:
         """Do a call, or follow the one that is under way.
 
+        One that is followed may be ended, as its own caller is not let in any more: then it is
+        done for this one, unless that has been told a part of it.
+
         Raises:
             KeyReused: that one asked for something else.
+            Cancelled: it was ended.
         """
-        name, digest = (session_id, key), digest_of(request)
-        attempt = self._running.get(name)
-        if attempt is None:
-            attempt = self._running[name] = Attempt(digest)
-            task = attempt.start(body)
-            self._tasks.add(task)
-            task.add_done_callback(lambda task: self._end(name, task))
-        elif attempt.request != digest:
-            raise KeyReused(key)
-        await attempt.follow(send)
+        name, digest, is_told, is_own = (session_id, key), digest_of(request), False, False
+
+        async def tell(response: Any) -> None:
+            nonlocal is_told
+            is_told = True
+            await send(response)
+
+        while True:
+            attempt = self._running.get(name)
+            if attempt is None:
+                attempt, is_own = self._begin(name, digest, body), True
+            elif attempt.request != digest:
+                raise KeyReused(key)
+            try:
+                await attempt.follow(tell)
+            except Cancelled:
+                if is_own or is_told:
+                    raise
+            else:
+                return
+
+    def _begin(
+        self, name: tuple[str, str], digest: bytes, body: Callable[[Attempt], Awaitable[None]]
+    ) -> Attempt:
+        attempt = self._running[name] = Attempt(digest)
+
+        async def run(attempt: Attempt) -> None:
+            try:
+                await body(attempt)
+            finally:
+                del self._running[name]  # before those who follow hear of the end
+
+        task = attempt.start(run)
+        self._tasks.add(task)
+        task.add_done_callback(self._end)
+        return attempt
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -103,8 +134,7 @@ class Attempts:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout_s)
 
-    def _end(self, name: tuple[str, str], task: "asyncio.Task[None]") -> None:
-        self._running.pop(name, None)
+    def _end(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # nobody may be left to be told

@@ -3,8 +3,8 @@
 import asyncio
 import itertools
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from server import request_ids
 from server.engine.errors import Cancelled, DeadlineExceeded, NotConverged
 from server.engine.timeline import Timeline
 from server.errors import SlowReader
+from server.events import Events
 from server.registry import Registry
 from server.security.principals import Principal
 from server.security.quotas import Charge, Meter
@@ -53,6 +54,8 @@ class Call:
         reason: the contract's word for why it failed.
         ended: instant at which that was known.
         spans: that it is recorded by; None where it is not.
+        goes_on: whether it is done also when its client goes away.
+        watch: has work for its caller be ended, when that would not be let in any more.
         serial: its own number, whatever its client calls it.
     """
 
@@ -73,6 +76,8 @@ class Call:
     reason: str = ""
     ended: float = 0.0
     spans: Spans | None = None
+    goes_on: bool = False
+    watch: Callable[[Callable[[], object]], AbstractContextManager[object]] | None = None
     serial: int = field(default_factory=lambda: next(_serials))
     _jobs: int = field(default=0)
 
@@ -124,15 +129,17 @@ class Call:
         return ((request_ids.KEY, self.request_id),)
 
     @contextmanager
-    def charged(self, count: int, *, more: int = 0) -> Iterator[Charge]:
+    def charged(self, count: int, events: Events, *, more: int = 0) -> Iterator[Charge]:
         """Work on tokens, for which its principal is charged.
 
         What it may take at most is taken before it begins, so that calls side by side do not
         overspend, and what it did not use is given back: all of it where the server fails the
-        work. Where the client ends it, by going away or by its own bounds, its input stays paid.
+        work. Where the client ends it, by going away or by its own bounds, it has paid for what
+        of its input was solved by then.
 
         Args:
             count: tokens of input.
+            events: of the job that is made of them, if one is.
             more: that it may draw.
 
         Raises:
@@ -144,6 +151,8 @@ class Call:
         try:
             yield charge
         except _BROUGHT_ON:
+            if events.solved is not None:
+                charge.used -= max(0, count - events.solved)
             raise
         except BaseException:
             charge.used = 0
@@ -151,6 +160,15 @@ class Call:
         finally:
             if meter is not None:
                 meter.give_back(count + more - charge.used)
+
+    def watched(self, end: Callable[[], object]) -> AbstractContextManager[object]:
+        """Work that goes on without its client: ``end`` is to end it once that may not call.
+
+        Ended so, and not by ending the task that waits for it, it is done or not: what is done
+        is also kept, to be told to those who send the call again.
+        """
+        is_looked_at = self.goes_on and self.watch is not None
+        return self.watch(end) if is_looked_at and self.watch else nullcontext()
 
     def check_room(self, registry: Registry) -> None:
         """Look whether its principal may have one more session; to be made before anything waits.

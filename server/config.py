@@ -26,8 +26,8 @@ METRICS_OFF = -1
 _MAX_PORT = 65535
 _STORE = re.compile(r"memory|sqlite:.+|rediss?://.+")
 _STORES = "memory, sqlite:PATH or redis://HOST:PORT/DB"
-_COLLECTOR = re.compile(r"(https?://[^/@\s]+:\d+)?")
-_COLLECTORS = "http://HOST:PORT or https://HOST:PORT"
+_COLLECTOR = re.compile(r"https?://[^/@\s]+:(\d{1,5})")
+_COLLECTORS = "http://HOST:PORT or https://HOST:PORT with PORT in [1, 65535]"
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 _HERE = Path(__file__).resolve().parent
 _BUNDLED = next(
@@ -277,7 +277,7 @@ class ServerConfig(TelemetryOptions):
         for name in ("grace_s", "resident_idle_s"):
             value = getattr(self, name)
             self._check(name, math.isfinite(value) and value >= 0, "at least 0")
-        self._check("trace_endpoint", bool(_COLLECTOR.fullmatch(self.trace_endpoint)), _COLLECTORS)
+        self._check("trace_endpoint", _is_collector(self.trace_endpoint), _COLLECTORS)
         self._check("trace_ratio", 0.0 <= self.trace_ratio <= 1.0, "in [0, 1]")
         self._check("session_store", bool(_STORE.fullmatch(self.session_store)), _STORES)
         for small, large in _ORDERED:
@@ -360,6 +360,12 @@ class ServerConfig(TelemetryOptions):
     def _named_as(self, kind: type[EngineLimits] | type[RequestLimits]) -> dict[str, Any]:
         """The fields that ``kind`` has as well."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(kind)}
+
+
+def _is_collector(endpoint: str) -> bool:
+    """Whether spans can be sent there; nowhere is as good."""
+    found = _COLLECTOR.fullmatch(endpoint)
+    return not endpoint or (found is not None and 1 <= int(found[1]) <= _MAX_PORT)
 
 
 def _parse_sources(entries: tuple[str, ...]) -> tuple[ModelSource, ...]:

@@ -209,7 +209,7 @@ RULES: tuple[Rule, ...] = (
     Rule(engine_errors.InvalidRequest, _Code.INVALID_ARGUMENT, "INVALID_REQUEST", _bad_request),
     Rule(engine_errors.SessionNotFound, _Code.NOT_FOUND, "SESSION_NOT_FOUND", _missing_session),
     Rule(engine_errors.SessionBusy, _Code.ABORTED, "SESSION_BUSY", _busy_session),
-    Rule(engine_errors.SessionLimit, _Code.RESOURCE_EXHAUSTED, "SESSION_LIMIT"),
+    Rule(engine_errors.SessionLimit, _Code.RESOURCE_EXHAUSTED, "SESSION_LIMIT", _retry_later),
     Rule(engine_errors.TooLate, _Code.RESOURCE_EXHAUSTED, "DEADLINE_TOO_SOON", _retry_later),
     Rule(engine_errors.OutOfMemory, _Code.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", _retry_later),
     Rule(SlowReader, _Code.RESOURCE_EXHAUSTED, "SLOW_READER"),

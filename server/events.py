@@ -48,12 +48,18 @@ class Post:
 
 
 class Events:
-    """A job's events, carried from the engine's thread to the event loop."""
+    """A job's events, carried from the engine's thread to the event loop.
+
+    Attributes:
+        ended: whether the last one has been seen.
+        solved: tokens solved for a job that was broken off; None where it was not.
+    """
 
     def __init__(self, post: Post) -> None:
         self._post = post
         self._queue: asyncio.Queue[Event] = asyncio.Queue()
         self.ended = False
+        self.solved: int | None = None
 
     def sink(self, event: Event) -> None:
         """Take an event; called on the engine's thread."""
@@ -64,6 +70,7 @@ class Events:
         event = await self._queue.get()
         self.ended = isinstance(event, TERMINAL)
         if isinstance(event, Failed):
+            self.solved = event.solved
             raise event.error
         return event
 
@@ -99,7 +106,7 @@ def submitted(engine: Engine, job: ScoreJob | GenerateJob, events: Events) -> It
         yield events
     finally:
         if not events.ended:
-            engine.cancel(job.job_id)
+            events.solved = engine.cancel(job.job_id)
 
 
 def _check_alive(engine: Engine) -> None:

@@ -8,7 +8,7 @@ from server.attempts import Attempts
 from server.engine.engine import Engine
 from server.guard import Guard
 from server.persistence import Persistence
-from server.servicers.stream import Streams
+from server.servicers.streams import Streams
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,3 +148,10 @@ def set_up(level: str, form: LogFormat = "human", *, has_messages: bool) -> None
     handler.setFormatter(kind(has_messages=has_messages))
     logging.basicConfig(level=level.upper(), handlers=[handler])
     AUDIT.setLevel(logging.INFO)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not that a client was gone when it was to be told how its call ended: the guard logs that."""
+    error = record.exc_info[0] if record.exc_info else None
+    return error is None or error.__name__ != "ExecuteBatchError"

@@ -120,6 +120,7 @@ def run(prog: str, args: argparse.Namespace, action: Callable[[Client], None]) -
     return EXIT_OK
 
 
+_CLOSED: Final = re.compile("Socket closed|Connection reset", re.IGNORECASE)
 _TLS_FAILED: Final = re.compile("handshake|verification|certificate", re.IGNORECASE)
 
 
@@ -130,6 +131,11 @@ def describe(error: DeqlmError, address: str, *, is_encrypted: bool) -> str:
             f"no encrypted connection to {address}, as one of the two sides does not accept the "
             f"other's certificate, or one does not encrypt ({error.message}); look at --tls-ca, "
             "--tls-cert and --tls-key"
+        )
+    if isinstance(error, Unavailable) and not is_encrypted and _CLOSED.search(error.message):
+        return (
+            f"{address} closes the connection ({error.message}): it may take encrypted ones alone "
+            "(--tls-ca FILE, or --tls), be about to end, or have as many as it takes"
         )
     if isinstance(error, Unavailable) and not error.reason:
         trusted = " with a certificate that --tls-ca vouches for" if is_encrypted else ""

@@ -13,6 +13,7 @@ from client.commands._environment import (
     CA_VARIABLE,
     TOKEN_VARIABLE,
     UsageError,
+    add_credential_flags,
     read_token,
 )
 from client.credentials import Tls
@@ -46,21 +47,7 @@ def add_connection_flags(group: Any) -> None:
         help=f"deadline of each call (default: {DEFAULT_TIMEOUT_S:g}; none for streams)",
     )
     group.add_argument("--owner", default="", help="owner of the sessions (default: nobody)")
-    group.add_argument(
-        "--token-file",
-        metavar="FILE",
-        help=f"file with the token that shows who calls (environment: {TOKEN_VARIABLE}, the token)",
-    )
-    group.add_argument("--tls", action="store_true", help="encrypt; the other TLS flags do so too")
-    group.add_argument(
-        "--tls-ca",
-        metavar="FILE",
-        default=os.environ.get(CA_VARIABLE) or None,
-        help="authorities that the server's certificate must be of, in PEM (default: those that "
-        f"gRPC comes with; environment: {CA_VARIABLE})",
-    )
-    group.add_argument("--tls-cert", metavar="FILE", help="the client's own certificate, in PEM")
-    group.add_argument("--tls-key", metavar="FILE", help="its private key")
+    add_credential_flags(group, authorities="those that gRPC comes with")
     group.add_argument(
         "--send-token-unencrypted",
         action="store_true",

@@ -1,10 +1,10 @@
-"""What commands take from the environment, for those as well that need no gRPC."""
+"""How commands know who calls and whom they trust, for those as well that need no gRPC."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 ADDRESS_VARIABLE: Final = "DEQLM_ADDRESS"
 TOKEN_VARIABLE: Final = "DEQLM_TOKEN"
@@ -26,9 +26,35 @@ def read_token(path: str | None) -> str | None:
     try:
         token = Path(path).read_text(encoding="ascii").strip()
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+        raise UsageError(f"token_file cannot be read from {path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise UsageError(f"{path} must hold a token alone") from None
+        raise UsageError(f"token_file {path} must hold a token alone") from None
     if len(token.split()) != 1:
-        raise UsageError(f"{path} must hold a token alone, got {len(token.split())} words")
+        raise UsageError(
+            f"token_file {path} must hold a token alone, got {len(token.split())} words"
+        )
     return token
+
+
+def add_credential_flags(group: Any, *, authorities: str) -> None:
+    """Add ``--token-file`` and the flags of TLS.
+
+    Args:
+        group: a parser, or a group of one.
+        authorities: which are trusted where ``--tls-ca`` names none, for its help.
+    """
+    group.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help=f"file with the token that shows who calls (environment: {TOKEN_VARIABLE}, the token)",
+    )
+    group.add_argument("--tls", action="store_true", help="encrypt; the other TLS flags do so too")
+    group.add_argument(
+        "--tls-ca",
+        metavar="FILE",
+        default=os.environ.get(CA_VARIABLE) or None,
+        help="authorities that the server's certificate must be of, in PEM (default: "
+        f"{authorities}; environment: {CA_VARIABLE})",
+    )
+    group.add_argument("--tls-cert", metavar="FILE", help="the client's own certificate, in PEM")
+    group.add_argument("--tls-key", metavar="FILE", help="its private key")

@@ -7,6 +7,7 @@ import argparse
 from cli.parser import positive_seconds
 from client._channel import READY_SERVICE
 from client.commands._common import EXIT_RPC, make_parser, print_json, run
+from client.errors import DeadlineExceeded
 from client.resources import HealthStatus
 from client.sync import Client
 
@@ -19,7 +20,7 @@ def main(argv: list[str], prog: str) -> int:
     def action(client: Client) -> None:
         service = "" if args.live else args.service
         if args.wait_s is not None:
-            client.wait_ready(service=service, timeout_s=args.wait_s)
+            _wait(client, service, args)
         seen.append(client.health(service))
         if args.json:
             print_json({"service": service, "status": seen[-1]})
@@ -28,6 +29,18 @@ def main(argv: list[str], prog: str) -> int:
 
     code = run(prog, args, action)
     return code or (0 if seen == [HealthStatus.SERVING] else EXIT_RPC)
+
+
+def _wait(client: Client, service: str, args: argparse.Namespace) -> None:
+    """Raises DeadlineExceeded in words that say what was waited for."""
+    try:
+        client.wait_ready(service=service, timeout_s=args.wait_s)
+    except DeadlineExceeded:
+        what = service or "the server"
+        raise DeadlineExceeded(
+            f"{what} at {args.address} was not serving within {args.wait_s:g} s; "
+            "`deqlm health --live` tells whether the process answers"
+        ) from None
 
 
 def _parse(argv: list[str], prog: str) -> argparse.Namespace:

@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Final
@@ -29,6 +28,7 @@ from client.commands._common import (
     visible,
 )
 from client.commands._connection import UsageError
+from client.commands._progress import progress
 from client.results import Score, SolverReport, StreamedScore, TokenScore, Totals
 from client.sync import Client
 
@@ -132,21 +132,21 @@ def _score_in_pieces(
     client: Client, args: argparse.Namespace, pieces: Iterable[str]
 ) -> tuple[str, Score]:
     kept: list[str] = []
-    answers = client.score_stream(
-        _keeping(pieces, kept),
-        session=args.session,
-        model=args.model,
-        top_k=args.top_k,
-        solver=solver_options(args),
-        include_tokens=not args.no_tokens,
-        priority=priority(args),
-    )
     tokens: list[TokenScore] = []
     last: StreamedScore | None = None
-    with _progress(size_bytes(args.file)) as progress:
+    with progress(size_bytes(args.file)) as shown:
+        answers = client.score_stream(
+            shown.pieces(_keeping(pieces, kept)),
+            session=args.session,
+            model=args.model,
+            top_k=args.top_k,
+            solver=solver_options(args),
+            include_tokens=not args.no_tokens,
+            priority=priority(args),
+        )
         for last in answers:
             tokens.extend(last.tokens)
-            progress(last)
+            shown.answered(last)
     if last is None or not last.final:
         raise UsageError("the server ended the stream of scores before its last answer")
     return "".join(kept), _as_score(last, tuple(tokens))
@@ -173,42 +173,6 @@ def _as_score(last: StreamedScore, tokens: tuple[TokenScore, ...]) -> Score:
         stopped_by=last.stopped_by,
         kept=last.kept,
     )
-
-
-@contextmanager
-def _progress(total_bytes: int | None) -> Iterator[_Progress]:
-    """Show a bar on stderr when that is a terminal."""
-    if not sys.stderr.isatty():
-        yield _Progress()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    # Answers may be half a minute apart: what moves meanwhile tells that it works.
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("scoring", total=total_bytes)
-
-        class Bar(_Progress):
-            def __call__(self, answer: StreamedScore) -> None:
-                words = (
-                    f"{answer.call.scored_tokens} tokens, perplexity {answer.call.perplexity:.2f}"
-                )
-                bar.update(task, completed=answer.committed_bytes, description=words)
-
-        yield Bar()
-
-
-class _Progress:
-    """Takes note of an answer; shows nothing."""
-
-    def __call__(self, answer: StreamedScore) -> None:
-        """Note how far scoring has come."""
 
 
 def _print(scored: _Scored, args: argparse.Namespace) -> None:
@@ -281,7 +245,8 @@ def _summary(scored: _Scored) -> Iterator[str]:
     if not score.complete:
         yield f"cut short     by {score.stopped_by}, after {score.call.scored_tokens} tokens"
     yield f"solver        {solver_line(score.solver)}"
-    rate = score.solver.solved_tokens / scored.elapsed_s if scored.elapsed_s > 0 else 0.0
+    tokens = score.solver.solved_tokens + score.solver.shared_tokens
+    rate = tokens / scored.elapsed_s if scored.elapsed_s > 0 else 0.0
     yield f"time          {scored.elapsed_s:.2f} s, {rate:.1f} tokens/s, model {score.model}"
 
 
@@ -298,4 +263,8 @@ def solver_line(report: SolverReport) -> str:
         f"{report.nfe_per_token:.2f} nfe per token, residual at most {report.residual_max:.2e} "
         f"(tol {report.tol:g}, max_nfe {report.max_nfe})"
     )
+    if not report.solved_tokens and report.shared_tokens:
+        line = "no call of f"
+    if report.shared_tokens:
+        line += f", {report.shared_tokens} tokens taken over from what began alike"
     return line + unconverged(report)

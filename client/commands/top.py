@@ -11,13 +11,26 @@ import sys
 import time
 from collections import deque
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from cli.parser import Parser, positive_seconds
-from client.commands._environment import CA_VARIABLE, TOKEN_VARIABLE, UsageError, read_token
+from client._addresses import is_here
+from client.commands._environment import (
+    TOKEN_VARIABLE,
+    UsageError,
+    add_credential_flags,
+    read_token,
+)
+from client.metrics_page import (
+    DEFAULT_PORT,
+    Page,
+    PageError,
+    Place,
+    fetch,
+    read_place,
+    tls_context,
+)
 from client.top.figures import Figures, figures
-from client.top.page import DEFAULT_PORT, Page, PageError, Place, fetch, read_place
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -28,7 +41,6 @@ EXIT_USAGE: Final = 2
 PLACE_VARIABLE: Final = "DEQLM_METRICS"
 _DEFAULT_PLACE: Final = f"127.0.0.1:{DEFAULT_PORT}"
 _HISTORY: Final = 200
-_HERE: Final = ("127.0.0.1", "::1", "localhost")
 _PLAIN_WIDTH: Final = 80
 
 
@@ -36,7 +48,8 @@ def main(argv: list[str], prog: str) -> int:
     """Run the command; returns the exit code."""
     args = _parser(prog).parse_args(argv)
     try:
-        top = Top(_place(args), read_token(args.token_file), _context(args), args.model)
+        place = _place(args)
+        top = Top(place, read_token(args.token_file), _context(args, place), args.model)
         if args.once or args.json:
             return top.once(args.interval_s, is_json=args.json)
         return top.watch(args.interval_s)
@@ -73,40 +86,29 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--once", action="store_true", help="look twice, show it, and end")
     parser.add_argument("--json", action="store_true", help="the same as JSON")
-    parser.add_argument(
-        "--token-file",
-        metavar="FILE",
-        help=f"file with the token that shows who looks (environment: {TOKEN_VARIABLE}, the token)",
-    )
-    parser.add_argument("--tls", action="store_true", help="encrypt, as https:// does")
-    parser.add_argument(
-        "--tls-ca",
-        metavar="FILE",
-        default=os.environ.get(CA_VARIABLE) or None,
-        help="authorities that the server's certificate must be of, in PEM (default: the "
-        f"system's; environment: {CA_VARIABLE})",
-    )
+    add_credential_flags(parser, authorities="the system's")
     return parser
 
 
 def _place(args: argparse.Namespace) -> Place:
+    is_encrypted = args.tls or any((args.tls_ca, args.tls_cert, args.tls_key))
     try:
-        place = read_place(args.metrics, is_encrypted=args.tls or args.tls_ca is not None)
+        place = read_place(args.metrics, is_encrypted=is_encrypted)
     except ValueError:
         raise UsageError(f"--metrics must be HOST:PORT or a URL, got {args.metrics!r}") from None
     has_token = args.token_file is not None or TOKEN_VARIABLE in os.environ
-    if has_token and not place.is_encrypted and place.host not in _HERE:
+    if has_token and not place.is_encrypted and not is_here(f"{place.host}:{place.port}"):
         raise UsageError(f"a token must not go to {place.url} for all to read; name https://")
     return place
 
 
-def _context(args: argparse.Namespace) -> ssl.SSLContext | None:
-    if args.tls_ca is None:
+def _context(args: argparse.Namespace, place: Place) -> ssl.SSLContext | None:
+    if not place.is_encrypted:
         return None
     try:
-        return ssl.create_default_context(cafile=Path(args.tls_ca))
-    except OSError as error:  # ssl.SSLError is one
-        raise UsageError(f"cannot read {args.tls_ca}: {error.strerror or error}") from None
+        return tls_context(args.tls_ca, args.tls_cert, args.tls_key)
+    except ValueError as error:
+        raise UsageError(error) from None
 
 
 class Top:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from client.top.page import Labels, Page
+from client.metrics_page import Labels, Page
 
 STREAMS = ("Generate", "ScoreStream")
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from html import escape
 
+from cli.html import document
 from loadtest.figures import Figures
 from loadtest.objectives import Objectives
 from loadtest.page.charts import charts
@@ -11,22 +12,6 @@ from loadtest.page.theme import STYLE
 from loadtest.page.timeline import timeline
 from loadtest.results import Result
 from loadtest.summary import Table, about, client_lines, counts_line, rates_table, times_table
-
-_DOCUMENT = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-{style}</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
 
 
 def page(
@@ -57,7 +42,7 @@ def page(
         "<footer>Made by <code>deqlm loadtest</code> from the records of every request. Times "
         "are from when a request was due, of those that were answered.</footer>",
     ]
-    return _DOCUMENT.format(title=escape(title), style=STYLE, body="\n".join(filter(None, body)))
+    return document(title, STYLE, "\n".join(filter(None, body)))
 
 
 def _verdict(result: Result, found: Sequence[Figures], problems: Sequence[str]) -> Iterator[str]:

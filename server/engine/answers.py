@@ -88,7 +88,7 @@ class Answers:
         work.error = error
         self._end(work)
         try:
-            work.job.sink(Failed(error))
+            work.job.sink(Failed(error, work.stats.solved_tokens))
         except Exception:
             # The caller's code: there is nobody else to tell, and other jobs to end.
             log.exception(

@@ -97,12 +97,16 @@ class Desk:
         self.waiting.check(owner, size, retry_after_s=retry_after_s)
         return foretold_s
 
-    def cancel(self, job_id: str) -> None:
+    def cancel(self, job_id: str) -> int | None:
         """See ``Engine.cancel``."""
         with self._wake:
-            if any(work.job.job_id == job_id for work in [*self.waiting, *self.running]):
-                self._cancelled.add(job_id)
-                self._wake.notify()
+            for work in [*self.waiting, *self.running]:
+                if work.job.job_id == job_id and not work.finished:
+                    self._cancelled.add(job_id)
+                    self._wake.notify()
+                    solved: int = work.stats.solved_tokens
+                    return solved
+        return None
 
     def leave(self, errand: Callable[[], T], future: "Future[T]") -> bool:
         """Leaves an errand to be done between two turns; False when there are no more."""

@@ -164,9 +164,13 @@ class Engine:
         """
         self._desk.check_room(owner, deadline)
 
-    def cancel(self, job_id: str) -> None:
-        """Ends a job at the next turn with ``Failed(Cancelled)``; unknown ids are ignored."""
-        self._desk.cancel(job_id)
+    def cancel(self, job_id: str) -> int | None:
+        """Ends a job at the next turn with ``Failed(Cancelled)``; one that is over stays as it is.
+
+        Returns:
+            Tokens that have been solved for it; None where it is over.
+        """
+        return self._desk.cancel(job_id)
 
     def capture(self, session_id: str) -> "Future[Snapshot | None]":
         """All of a session as it is now, to be kept elsewhere."""

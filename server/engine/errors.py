@@ -51,6 +51,9 @@ class SessionBusy(EngineError):
 class SessionLimit(EngineError):
     """The table of sessions is full."""
 
+    retry_after_s = 10.0
+    """When to look again: nobody knows when one expires or is deleted."""
+
 
 class QueueFull(EngineError):
     """More work is waiting than the queue may hold.

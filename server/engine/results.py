@@ -163,9 +163,15 @@ class Generated:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """End of a job that failed; its session is as it was."""
+    """End of a job that failed; its session is as it was.
+
+    Attributes:
+        error: why.
+        solved: tokens that had been solved for it.
+    """
 
     error: EngineError
+    solved: int = 0
 
 
 Event = Scored | PromptSolved | Drawn | Generated | Failed

@@ -1,5 +1,6 @@
 """What one engine counts, on its thread."""
 
+import math
 from collections.abc import Sequence
 
 from prometheus_client import Counter, Histogram
@@ -71,12 +72,18 @@ class EngineMetrics:
     def began(self, residuals: Sequence[float]) -> None:
         """Tokens had their first call of f, at states with these relative residuals."""
         for residual in residuals:
-            self._first.observe(residual)
+            _observe_finite(self._first, residual)
 
     def solved(self, tokens: Sequence[Solved]) -> None:
         """Tokens were accepted."""
         for token in tokens:
             self._nfe.observe(token.nfe)
-            self._residual.observe(token.residual)
+            _observe_finite(self._residual, token.residual)
             if token.status != "converged":
                 self._unconverged[token.status].inc()
+
+
+def _observe_finite(histogram: Histogram, value: float) -> None:
+    """Leaves out what would make the histogram's sum, and so its mean, infinite for ever."""
+    if math.isfinite(value):
+        histogram.observe(value)

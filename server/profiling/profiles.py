@@ -52,6 +52,15 @@ class Profiles:
         self._until: float | None = None
         self._is_warm = False
 
+    async def look(self) -> None:
+        """Warn if none could be written now: who wants one does so in the midst of trouble."""
+        if self._folder is None:
+            return
+        try:
+            files.discard(await asyncio.to_thread(files.make, self._folder))
+        except OSError as error:
+            _log.warning("no profiles can be taken: %s", _failed(self._folder, error))
+
     async def take(self, engine: Engine, *, steps: int, max_time_s: float, why: str) -> Profile:
         """Record the next steps of an engine, and write them.
 
@@ -76,10 +85,7 @@ class Profiles:
         try:
             return await self._take(self._folder, engine, steps, max_time_s, why)
         except OSError as error:
-            said = error.strerror or "unknown"
-            raise ProfileFailed(
-                f"profile_dir must be a folder with room for a profile, got {self._folder}: {said}"
-            ) from error
+            raise _failed(self._folder, error) from error
         finally:
             self._until = None
 
@@ -139,6 +145,13 @@ class Profiles:
         cause = recording.over.exception(0)
         if cause is not None:
             raise ProfileFailed(f"torch's profiler has failed: {type(cause).__name__}") from cause
+
+
+def _failed(folder: Path, error: OSError) -> ProfileFailed:
+    said = error.strerror or "unknown"
+    return ProfileFailed(
+        f"profile_dir must be a folder with room for a profile, got {folder}: {said}"
+    )
 
 
 def _plain(name: str) -> str:

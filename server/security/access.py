@@ -1,11 +1,15 @@
 """The one place that decides who a caller is, and whether it may call a method."""
 
 import logging
+import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote
+
+from cryptography import x509
 
 from server.security.auth_file import read_auth_file
 from server.security.errors import PermissionMissing, SecurityError, Unauthenticated
@@ -30,6 +34,7 @@ _IDENTITIES = (
     ("peer_ip", "ip"),
     ("x509_common_name", "cn"),
 )
+_CERTIFICATE = "x509_pem_cert"
 _HERE = Principal(name="", rights=frozenset(RIGHTS))
 """Everybody on this machine, where nobody is asked."""
 _ELSEWHERE = Principal(name="", rights=frozenset(RIGHTS) - ADMIN)
@@ -43,11 +48,13 @@ class Shown:
         token: that came with the call.
         names: what the connection's certificate says.
         peer: its address, as gRPC has it; empty where it does not matter.
+        expiry: seconds of Unix time at which that certificate ends; infinite without one.
     """
 
     token: str | None = field(repr=False)
     names: tuple[str, ...] = ()
     peer: str = ""
+    expiry: float = math.inf
 
 
 class Access:
@@ -93,6 +100,8 @@ class Access:
         """
         if not self.is_asked:
             return _HERE if is_near(shown.peer) else _ELSEWHERE
+        if time.time() >= shown.expiry:  # its connection would not be set up now
+            raise Unauthenticated("expired_certificate")
         if self._principals is None:  # certificates alone show who calls
             if not shown.names:
                 raise Unauthenticated("unknown_certificate")
@@ -125,7 +134,8 @@ def shown(metadata: Iterable[tuple[str, str | bytes]], auth: AuthContext, peer: 
     Raises:
         Unauthenticated: it is not understood.
     """
-    return Shown(token_in(metadata), tuple(identities(auth)), peer)
+    pem = next(iter(auth.get(_CERTIFICATE, ())), b"")
+    return Shown(token_in(metadata), tuple(identities(auth)), peer, _expiry(pem))
 
 
 def check_rights(principal: Principal, needed: frozenset[Right], what: str) -> None:
@@ -172,6 +182,15 @@ def identities(auth: AuthContext) -> list[str]:
         for name, kind in _IDENTITIES
         for value in auth.get(name, ())
     ]
+
+
+@lru_cache(maxsize=4096)
+def _expiry(pem: bytes) -> float:
+    """Of a verified certificate, which is the same for all calls of a connection."""
+    try:
+        return x509.load_pem_x509_certificate(pem).not_valid_after_utc.timestamp()
+    except (ValueError, x509.InvalidVersion):  # there is none, or gRPC alone understands it
+        return math.inf
 
 
 def is_near(peer: str) -> bool:

@@ -41,7 +41,7 @@ def read_auth_file(path: Path) -> Principals:
         raise AuthFileError(f"{error} in {path}") from None
     except ValueError as error:
         # What else it holds is not told: it may be a token, named in place of the file.
-        raise AuthFileError(str(error).partition(", got ")[0]) from None
+        raise AuthFileError(f"auth_file: {str(error).partition(', got ')[0]}") from None
 
 
 def _principals(content: Mapping[str, Any]) -> Principals:

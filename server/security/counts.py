@@ -9,6 +9,7 @@ _REASONS = (
     "malformed",
     "unknown_token",
     "expired_token",
+    "expired_certificate",
     "unknown_certificate",
     "ambiguous_certificate",
     "missing_right",

@@ -1,5 +1,6 @@
 """Stands before every method of the port: asks who calls, and whether that may be."""
 
+import functools
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
@@ -72,7 +73,9 @@ class Gate:
         with self._noted(call, path) if rights == ADMIN else nullcontext():
             found, principal = self._admit(call, path)
             with nullcontext() if call.meter is None else call.meter.running():
-                async with self.open_calls.watched(found, principal, rights, call.method):
+                seen = (found, principal, rights, call.method)
+                call.watch = functools.partial(self.open_calls.looked_at, *seen)
+                async with self.open_calls.watched(*seen):
                     yield
 
     @contextmanager
@@ -142,14 +145,14 @@ def before(behaviour: Any, method: str, greeted: Greeted, refuse: Refuse) -> Any
         except SecurityError as error:
             await refuse(call, error)  # which raises
 
-    async def several(request: Any, context: Context) -> AsyncIterator[Any]:
+    async def several(request: Any, context: Context) -> None:
         call = Call.begin(context, method)
         try:
             async with greeted(call):
-                pass  # what yields cannot be ended from outside: it is looked at once
+                # Written, not yielded: what yields cannot be ended from outside.
+                async for answer in behaviour(request, context):
+                    await context.write(answer)
         except SecurityError as error:
             await refuse(call, error)
-        async for answer in behaviour(request, context):
-            yield answer
 
     return several if inspect.isasyncgenfunction(behaviour) else one

@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,8 +16,8 @@ from server.security.rights import Right
 LOOK_S: Final = 1.0
 """Seconds between two looks."""
 
-_Known = dict[tuple[str | None, tuple[str, ...]], Principal | None]
-"""Who has shown a token and names; None for nobody."""
+_Known = dict[tuple[str | None, tuple[str, ...], float], Principal | None]
+"""Who has shown a token and a certificate; None for nobody."""
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class _Open:
         principal: who that was then.
         needed: rights of which it must have one; none where being known is enough.
         what: the method, for messages.
-        scope: ends it.
+        end: ends it.
         error: why it was ended.
     """
 
@@ -39,7 +39,7 @@ class _Open:
     principal: Principal
     needed: frozenset[Right]
     what: str
-    scope: asyncio.Timeout
+    end: Callable[[], object]
     error: SecurityError | None = None
 
 
@@ -66,15 +66,35 @@ class OpenCalls:
         if not self._access.is_asked:
             yield
             return
-        one = _Open(shown, principal, needed, what, asyncio.timeout(None))
+        scope = asyncio.timeout(None)
+
+        def end() -> None:
+            scope.reschedule(asyncio.get_running_loop().time())
+
+        with self.looked_at(shown, principal, needed, what, end) as one:
+            try:
+                async with scope:
+                    yield
+            except TimeoutError:
+                if one.error is None:
+                    raise
+                raise one.error from None
+
+    @contextmanager
+    def looked_at(
+        self,
+        shown: Shown,
+        principal: Principal,
+        needed: frozenset[Right],
+        what: str,
+        end: Callable[[], object],
+    ) -> Iterator[_Open]:
+        """Work for a caller, for as long as it lasts: ``end`` is to end it, and called once."""
+        one = _Open(shown, principal, needed, what, end)
+        if self._access.is_asked:
+            self._open.add(one)
         try:
-            async with one.scope:
-                self._open.add(one)
-                yield
-        except TimeoutError:
-            if one.error is None:
-                raise
-            raise one.error from None
+            yield one
         finally:
             self._open.discard(one)
 
@@ -89,18 +109,17 @@ class OpenCalls:
 
     def look(self) -> None:
         """End the calls whose callers would not be let in now."""
-        now = asyncio.get_running_loop().time()
         known: _Known = {}
-        for one in self._open:
+        for one in list(self._open):
             if one.error is None and (error := self._lost(one, known)) is not None:
                 one.error = error
-                one.scope.reschedule(now)
+                one.end()
                 self._counts.turned_away(kind_of(error))
 
     def _lost(self, one: _Open, known: _Known) -> SecurityError | None:
         """Why a call may not go on; callers are looked up once each."""
         try:
-            key = (one.shown.token, one.shown.names)
+            key = (one.shown.token, one.shown.names, one.shown.expiry)
             if key not in known:
                 known[key] = None
                 known[key] = self._access.who(one.shown)

@@ -82,6 +82,7 @@ class Reloader:
         # Before it is read: a change meanwhile is one that the next look finds.
         self._read[index] = self._seen[index] = _signature(thing)
         try:
+            _check_files(thing)
             thing.reload()
         except SecurityFileError as error:
             _log.error("%s stay as they were: %s", name, error)
@@ -108,3 +109,10 @@ def _of(path: Path) -> _Signature:
     except OSError as error:
         return (error.errno,)
     return (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+def _check_files(thing: Reloadable) -> None:
+    """Raises SecurityFileError for a pipe and the like: who reads one may wait for ever."""
+    for path in thing.files:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise SecurityFileError(f"{path} must be a file to be read anew, not a pipe or device")

@@ -63,6 +63,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             return
 
         async def generate(attempt: Attempt) -> None:
+            call.goes_on = True
             sent = Sent(attempt.send, keeps=True)
             await self._generate(request, prompt, fields, engine, session_id, call, sent)
 
@@ -111,8 +112,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 call=call,
             )
             with (
-                call.charged(len(prompt), more=fields.max_tokens) as charge,
+                call.charged(len(prompt), events, more=fields.max_tokens) as charge,
                 submitted(engine, job, events),
+                call.watched(lambda: engine.cancel(job.job_id)),
             ):
                 generated = await self._relay(events, started, engine, call, sent, charge)
             last = translate.generation_finished(generated, fields.solve)

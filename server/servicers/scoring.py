@@ -1,4 +1,4 @@
-"""ScoringService: one call here, the stream in ``stream``."""
+"""ScoringService: one call here, streams in ``streams``."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,7 +14,7 @@ from server.engine.results import Scored
 from server.events import Events, check_room, submitted
 from server.inputs import Tokens, encode
 from server.servicers.edge import LONG_RESPONSE, Edge
-from server.servicers.stream import Streams
+from server.servicers.streams import Streams
 from server.validation import ScoreFields, check_score, check_token_count
 
 
@@ -60,6 +60,7 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
             answers.append(response)
 
         async def score(attempt: Attempt) -> None:
+            call.goes_on = True
             await attempt.send(await self._score(request, inputs, fields, engine, session_id, call))
 
         key = request.idempotency_key
@@ -163,7 +164,11 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
             timeline=call.timeline(),
             sink=events.sink,
         )
-        with call.charged(len(inputs)) as charge, submitted(engine, job, events):
+        with (
+            call.charged(len(inputs), events) as charge,
+            submitted(engine, job, events),
+            call.watched(lambda: engine.cancel(job.job_id)),
+        ):
             scored = await events.last(Scored)
             charge.used = len(scored.tokens) + sum(map(len, scored.candidates))
             return scored

@@ -1,20 +1,14 @@
 """ScoreStream: text comes in pieces, cut anywhere; each response is a commit to a session."""
 
 import asyncio
-import contextlib
-import math
-import secrets
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from deqlm.v1 import common_pb2, scoring_pb2
 from server import translate
 from server.call import Call
 from server.engine.engine import Engine
-from server.engine.errors import EngineError, EngineStopped
 from server.engine.requests import Lease, ScoreJob
 from server.engine.results import Scored, SessionView, Stopped, Times, TokenLogprob, Totals
 from server.engine.solve import SolveStats
@@ -22,68 +16,11 @@ from server.errors import InvalidFields
 from server.events import Events, submitted
 from server.inputs import LONG_TEXT, StreamTokens, Tokens
 from server.servicers.edge import LONG_RESPONSE, Edge
-from server.validation import StreamFields, check_stream_config, check_stream_message
+from server.servicers.inbox import Inbox, Message
+from server.validation import StreamFields, check_stream_message
 
-_READ_AHEAD = 256
-"""Messages taken from the network before they are scored; more wait at the client."""
-_LARGE_MESSAGE = 1 << 18
-"""Bytes from which a message is the last one that is taken before it is its turn."""
 _BATCH_TOKENS = 4096
 """Tokens from which no further message is scored together with those before it."""
-
-Message = scoring_pb2.ScoreStreamRequest
-Messages = AsyncIterator[Message]
-
-
-class Inbox:
-    """Reads a stream's messages while earlier ones are being scored."""
-
-    def __init__(self, messages: Messages) -> None:
-        # None is the client's half-close.
-        self._queue: asyncio.Queue[Message | Exception | None] = asyncio.Queue(_READ_AHEAD)
-        self._task = asyncio.create_task(self._read(messages))
-        self.waits_since = math.inf
-        """Instant since which the stream waits for its client; infinite while it does not."""
-
-    async def next(self) -> Message | None:
-        """The next message; None at the end. Raises what ``fail`` was given."""
-        self.waits_since = time.monotonic()
-        item = await self._queue.get()
-        self.waits_since = math.inf
-        self._queue.task_done()
-        return self._opened(item)
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether ``next`` would wait."""
-        return self._queue.empty()
-
-    def fail(self, error: Exception) -> None:
-        """Have ``next`` raise once the messages before are taken."""
-        # A full inbox belongs to a stream that is not waiting: it meets the error elsewhere.
-        with contextlib.suppress(asyncio.QueueFull):
-            self._queue.put_nowait(error)
-
-    def close(self) -> None:
-        """Read no more."""
-        self._task.cancel()
-
-    async def _read(self, messages: Messages) -> None:
-        try:
-            async for message in messages:
-                await self._queue.put(message)
-                if message.ByteSize() >= _LARGE_MESSAGE:
-                    await self._queue.join()
-        except Exception as error:  # whatever it is, the stream must not wait for more
-            await self._queue.put(error)
-        else:
-            await self._queue.put(None)
-
-    @staticmethod
-    def _opened(item: Message | Exception | None) -> Message | None:
-        if isinstance(item, Exception):
-            raise item
-        return item
 
 
 @dataclass(slots=True)
@@ -108,77 +45,6 @@ class _Batch:
     def is_answered(self) -> bool:
         """Whether a response is due."""
         return bool(self.tokens) or self.is_flush or self.is_last or self.stopped is not None
-
-
-class Streams:
-    """All streams that are open."""
-
-    def __init__(self, edge: Edge) -> None:
-        self._edge = edge
-        self._inboxes: set[Inbox] = set()
-
-    def __len__(self) -> int:
-        return len(self._inboxes)
-
-    def expire(self, *, longer_than_s: float = -math.inf) -> None:
-        """End the streams that have waited so long for their clients: the server stops."""
-        before = time.monotonic() - longer_than_s
-        for inbox in self._inboxes:
-            if inbox.waits_since <= before:
-                inbox.fail(EngineStopped("the server is shutting down"))
-
-    async def run(self, messages: Messages, call: Call) -> None:
-        """Answer one stream."""
-        inbox = Inbox(messages)
-        self._inboxes.add(inbox)
-        try:
-            last = await self._score(inbox, call)
-        finally:
-            self._inboxes.discard(inbox)
-            inbox.close()
-        # Only now: the session is free when the client learns that the stream is over.
-        await call.send(last)
-        call.finished = "scored"
-
-    async def _score(self, inbox: Inbox, call: Call) -> scoring_pb2.ScoreStreamResponse:
-        config = _config(await inbox.next())
-        session_id = config.session_id if config.HasField("session_id") else None
-        engine, view = self._edge.registry.for_call(
-            config.model, session_id, call.owner, prefix="config."
-        )
-        call.model = engine.name
-        fields = check_stream_config(
-            config, limits=self._edge.limits, solve=self._edge.solve_of(view)
-        )
-        async with self._session(engine, view, call) as (session, lease):
-            await call.accept()
-            stream = Stream(self._edge, engine, fields, session, lease, call, inbox)
-            return await stream.run(session_id)
-
-    @asynccontextmanager
-    async def _session(
-        self, engine: Engine, view: SessionView | None, call: Call
-    ) -> AsyncIterator[tuple[SessionView, Lease]]:
-        """The stream's session, busy for as long as it lasts; a private one goes with it."""
-        owner, is_private = call.owner, view is None
-        if view is None:
-            # Nobody else can name the owner, so that nobody else sees the session.
-            owner = f"stream {secrets.token_hex(16)}"
-            view = engine.sessions.create(
-                owner=owner,
-                ttl_s=self._edge.limits.max_ttl_s,
-                solve=self._edge.default_solve,
-                is_private=True,
-            )
-        try:
-            async with self._edge.persistence.leased(engine, view.session_id, owner) as lease:
-                assert lease is not None
-                yield engine.sessions.get(view.session_id, owner), lease
-        finally:
-            if is_private:
-                # Gone already is gone enough, and a stopped engine holds nothing.
-                with contextlib.suppress(EngineError):
-                    engine.sessions.delete(view.session_id, owner)
 
 
 class Stream:
@@ -278,7 +144,10 @@ class Stream:
             timeline=self._call.timeline(),
             sink=events.sink,
         )
-        with self._call.charged(len(tokens)) as charge, submitted(self._engine, job, events):
+        with (
+            self._call.charged(len(tokens), events) as charge,
+            submitted(self._engine, job, events),
+        ):
             scored = await events.last(Scored)
             charge.used = len(scored.tokens)  # the others are charged when their turn comes
         batch.tokens, self._left = (
@@ -345,10 +214,3 @@ class Stream:
 def _text_begin(tokens: Tokens) -> int:
     """Byte of the stream's text at which the first token that is text begins; or far away."""
     return next((span[0] for span in tokens.spans if span is not None), sys.maxsize)
-
-
-def _config(message: Message | None) -> scoring_pb2.ScoreStreamConfig:
-    kind = "nothing" if message is None else message.WhichOneof("kind") or "nothing"
-    if message is None or kind != "config":
-        raise InvalidFields([("config", f"config must be the first message, got {kind}")])
-    return message.config

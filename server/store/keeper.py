@@ -8,15 +8,15 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from server.engine.snapshots import Snapshot
 from server.store.base import Entry, SessionStore, StoreError
 from server.store.blob import BlobError, read_blob, write_blob, write_head
+from server.store.standing import Standing, StoreObserver
 
 T = TypeVar("T")
 
@@ -24,22 +24,6 @@ _log = logging.getLogger(__name__)
 
 _MOST_ENTRIES = 64
 """Of one transaction."""
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
-"""Before the store is tried again."""
-
-
-class StoreObserver(Protocol):
-    """Told what the store does; called on the keeper's thread."""
-
-    def store_called(self, operation: str, seconds: float, *, failed: bool) -> None:
-        """A ``read`` or ``write`` took so long."""
-
-
-class Unwatched:
-    """Looks away."""
-
-    def store_called(self, operation: str, seconds: float, *, failed: bool) -> None:
-        """Ignores it."""
 
 
 @dataclass(slots=True)
@@ -78,18 +62,16 @@ class Keeper:
             observer: told what the store does.
             monotonic: clock.
         """
-        self._store, self._timeout_s = store, timeout_s
-        self._observer = observer or Unwatched()
-        self._monotonic = monotonic
+        self._store, self._monotonic = store, monotonic
+        self._standing = Standing(
+            store.label, timeout_s=timeout_s, observer=observer, monotonic=monotonic
+        )
         self.on_saved: Callable[[Snapshot], None] = lambda snapshot: None
         self.is_current: Callable[[Snapshot], bool] = lambda snapshot: True
         self._wake = threading.Condition()
         self._writes: dict[str, _Write] = {}
         self._reads: deque[tuple[str, Future[Snapshot | None]]] = deque()
         self._sizes: dict[str, int] = {}
-        self._is_failing = False
-        self._busy_since: float | None = None
-        self._pause_s = _FIRST_PAUSE_S
         self._closing = self._is_over = False
         self._thread = threading.Thread(target=self._run, name="session-store", daemon=True)
         self._thread.start()
@@ -107,9 +89,7 @@ class Keeper:
     @property
     def is_up(self) -> bool:
         """Whether the store does what it is asked, in time, and somebody is there to ask it."""
-        busy_since = self._busy_since
-        is_slow = busy_since is not None and self._monotonic() - busy_since > self._timeout_s
-        return not (self._is_failing or is_slow) and not self._is_over
+        return self._standing.is_up and not self._is_over
 
     @property
     def stored(self) -> tuple[int, int]:
@@ -197,10 +177,9 @@ class Keeper:
     def _serve(self) -> None:
         while True:
             with self._wake:
-                # A store that failed to read is asked again even if nobody wants anything.
                 self._wake.wait_for(
                     lambda: self._reads or self._writes or self._closing,
-                    timeout=_LONGEST_PAUSE_S if self._is_failing else None,
+                    timeout=self._standing.patience_s,
                 )
                 if self._closing and not self._writes:
                     break
@@ -218,8 +197,7 @@ class Keeper:
 
     def _rest(self) -> None:
         """Waits before writing again; who wants to read meanwhile has it tried now."""
-        until = self._monotonic() + self._pause_s
-        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        until = self._monotonic() + self._standing.next_pause_s()
         while True:
             with self._wake:
                 left = until - self._monotonic()
@@ -239,15 +217,15 @@ class Keeper:
                 else:
                     written.append(snapshot)
                     entries.append(Entry(session_id, write_head(snapshot), write_blob(snapshot)))
-            with self._timed("write"):
+            with self._standing.timed("write"):
                 self._store.write(entries, deleted)
             for snapshot in written:
                 self.on_saved(snapshot)
         except Exception as error:  # whatever it is, sessions must go on
-            self._note_failure(error)
+            self._standing.note_failure(error)
             self._answer(due, False)
             return False
-        self._note_success()
+        self._standing.note_success()
         for entry in entries:
             self._sizes[entry.session_id] = len(entry.body)
         for session_id in deleted:
@@ -271,14 +249,14 @@ class Keeper:
 
     def _read(self, session_id: str, future: "Future[Snapshot | None]") -> None:
         try:
-            with self._timed("read"):
+            with self._standing.timed("read"):
                 body = self._store.read(session_id)
         except Exception as error:
-            self._note_failure(error)
+            self._standing.note_failure(error)
             future.set_exception(StoreError(f"{self.label} is not available"))
             return
         if not self._writes:  # one that reads, but does not write, is not back
-            self._note_success()
+            self._standing.note_success()
         try:
             future.set_result(None if body is None else self._opened(session_id, body))
         except BlobError as error:
@@ -292,27 +270,6 @@ class Keeper:
         if opened.snapshot.session_id != session_id:
             raise BlobError("it is another session's")
         return opened.snapshot
-
-    @contextmanager
-    def _timed(self, operation: str) -> Iterator[None]:
-        begun = self._busy_since = self._monotonic()
-        failed = True
-        try:
-            yield
-            failed = False
-        finally:
-            self._busy_since = None
-            self._observer.store_called(operation, self._monotonic() - begun, failed=failed)
-
-    def _note_failure(self, error: Exception) -> None:
-        if not self._is_failing:
-            _log.error("session store fails, sessions are held in memory meanwhile: %s", error)
-        self._is_failing = True
-
-    def _note_success(self) -> None:
-        if self._is_failing:
-            _log.warning("session store %s is back", self.label)
-        self._is_failing, self._pause_s = False, _FIRST_PAUSE_S
 
     def _refuse_reads(self) -> None:
         with self._wake:

@@ -1,5 +1,6 @@
 """Sessions in an SQLite file with a write-ahead log."""
 
+import logging
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,8 @@ _SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE sessions (session_id TEXT PRIMARY KEY, head BLOB NOT NULL, body BLOB NOT NULL)
 """
+_log = logging.getLogger(__name__)
+
 _CHECKPOINT_PAGES = 4000
 """Pages of the log (of 4 KiB) after which they go to the file itself."""
 
@@ -25,7 +28,8 @@ class SQLiteStore:
     """A file, and beside it ``-wal`` while it is open.
 
     What ``write`` has done survives the end of the process at any moment; with ``sync="full"`` a
-    power failure as well, for an fsync each.
+    power failure as well, for an fsync each. A file that somebody deletes meanwhile is made anew,
+    with all that was in it.
     """
 
     outlives = True
@@ -39,6 +43,7 @@ class SQLiteStore:
         self.label = f"sqlite:{path}"
         self._path, self._sync, self._timeout_s = path, sync, timeout_s
         self._db: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
         try:
             self._connection()
         except (sqlite3.Error, OSError) as error:
@@ -47,7 +52,7 @@ class SQLiteStore:
     def write(self, entries: Sequence[Entry], deleted: Sequence[str]) -> None:
         """Keeps and drops entries in one transaction."""
         try:
-            db = self._connection()
+            db = self._in_place()
             with db:
                 db.executemany(
                     "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?)",
@@ -81,7 +86,49 @@ class SQLiteStore:
 
     def close(self) -> None:
         """Brings the log into the file and closes it."""
+        if self._db is not None:
+            try:
+                self._in_place()
+            except (sqlite3.Error, OSError, StoreError) as error:
+                _log.error("%s is closed, and lacks what was written last: %s", self.label, error)
         self._forget_connection()
+
+    def _in_place(self) -> sqlite3.Connection:
+        """The connection, once it is to what is at the path.
+
+        Raises:
+            StoreError: it is not. It stays open then, as it alone has the sessions.
+        """
+        db, there = self._connection(), _identity(self._path)
+        if there is None:
+            self._make_anew(db)
+        elif there != self._file:
+            raise StoreError(
+                f"{self.label}: another file is in its place; start the server again to use that"
+            )
+        elif _identity(self._log_path) is None:
+            self._forget_connection()  # which has all of the log in the file
+        return self._connection()
+
+    def _make_anew(self, db: sqlite3.Connection) -> None:
+        """A file with all that the deleted one had, which goes on without a name until then."""
+        try:
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+            try:
+                db.execute("VACUUM INTO ?", (str(self._path),))
+            except BaseException:
+                self._path.unlink()
+                raise
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(
+                f"{self.label} was deleted, and cannot be made anew: {error}"
+            ) from error
+        self._forget_connection()
+        _log.warning("%s was deleted, and has been made anew with all that it had", self.label)
+
+    @property
+    def _log_path(self) -> Path:
+        return self._path.with_name(f"{self._path.name}-wal")
 
     def _connection(self) -> sqlite3.Connection:
         if self._db is None:
@@ -93,7 +140,7 @@ class SQLiteStore:
             except BaseException:
                 db.close()
                 raise
-            self._db = db
+            self._db, self._file = db, _identity(self._path)
         return self._db
 
     def _prepare(self, db: sqlite3.Connection) -> None:
@@ -126,3 +173,12 @@ class SQLiteStore:
         if db is not None:
             with suppress(sqlite3.Error):
                 db.close()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells one file from another; None where there is none."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_dev, stat.st_ino

@@ -7,9 +7,10 @@ import threading
 
 import pytest
 
+from client._addresses import is_here
 from client._retry import RetryPolicy
 from client.aio import AsyncClient
-from client.credentials import Tls, is_here
+from client.credentials import Tls
 from client.errors import DeqlmError, InvalidArgument, PermissionDenied, Unauthenticated
 from client.sync import Client
 from tests.client.fake_server import Failure
@@ -117,10 +118,10 @@ class TestCommands:
     @pytest.mark.parametrize(
         ("content", "problem"),
         [
-            (None, "cannot read FILE: No such file or directory"),
-            (b"", "FILE must hold a token alone, got 0 words"),
-            (b"secret words", "FILE must hold a token alone, got 2 words"),
-            (b"\xff", "FILE must hold a token alone"),
+            (None, "token_file cannot be read from FILE: No such file or directory"),
+            (b"", "token_file FILE must hold a token alone, got 0 words"),
+            (b"secret words", "token_file FILE must hold a token alone, got 2 words"),
+            (b"\xff", "token_file FILE must hold a token alone"),
         ],
     )
     def test_a_file_that_holds_none(self, deqlm, tmp_path, content, problem):

@@ -51,3 +51,11 @@ def test_no_server(deqlm):
         code, _, err = deqlm("health", "--wait-s", "0.2", address=address)
     assert code == 1
     assert err.startswith("deqlm health: ")
+
+
+def test_waiting_in_vain_says_for_what(deqlm, fake):
+    fake.health.set("deqlm.v1.ScoringService", 2)
+    code, out, err = deqlm("health", "--wait-s", "0.2")
+    assert (code, out) == (1, "")
+    place = f"deqlm.v1.ScoringService at {fake.address}"
+    assert err.startswith(f"deqlm health: DEADLINE_EXCEEDED: {place} was not serving within 0.2 s;")

@@ -164,3 +164,13 @@ def test_candidates_must_not_be_empty(deqlm, text_file, tmp_path):
     code, _, err = deqlm("score", text_file, "--candidates", str(path))
     assert code == 2
     assert "holds no candidate" in err
+
+
+def test_score_tells_what_took_no_call(deqlm, fake, text_file):
+    answer = score_of("It was")
+    answer.solver.solved_tokens, answer.solver.shared_tokens = 0, 2
+    fake.queue("Score", answer)
+    _, out, _ = deqlm("score", text_file, "--no-tokens")
+    assert "solver        no call of f, 2 tokens taken over from what began alike\n" in out
+    (rate,) = re.findall(r"s, ([\d.]+) tokens/s", out)
+    assert float(rate) > 0

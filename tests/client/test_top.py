@@ -14,13 +14,15 @@ import threading
 import time
 
 import pytest
+import trustme
 from rich.console import Console
 
 from client.commands import top
+from client.metrics_page import Page, PageError, fetch, parse, read_place
 from client.top.figures import figures
-from client.top.page import Page, PageError, fetch, parse, read_place
 from client.top.view import view
 from tests.server.calls import Stubs
+from tests.server.security.certificates import issue, server_options
 from tests.server.test_process import ROOT, Process
 
 DEADLINE_S = 60.0
@@ -206,6 +208,20 @@ def test_once(live_server, capsys):
     assert told["models"][0]["rows"] is None
     assert top.main([*arguments, "--model", "x"], "deqlm top") == 1
     assert "model must be one of pieces, words, got 'x'" in capsys.readouterr().err
+
+
+def test_by_a_certificate(make_server, tmp_path, capfd):
+    files = issue(tmp_path, "files", trustme.CA(), "127.0.0.1")
+    server = make_server(**server_options(files, tls_client_ca=files.ca))
+    flags = ["--once", "--interval-s", "0.1", "--metrics", server.metrics_address]
+    own = ["--tls-ca", str(files.ca), "--tls-cert", str(files.cert), "--tls-key", str(files.key)]
+    assert top.main([*flags, *own], "deqlm top") == 0
+    assert "ready" in capfd.readouterr().out
+    assert top.main([*flags, *own[:2]], "deqlm top") == 1
+    assert top.main([*flags, *own[:4]], "deqlm top") == 2
+    assert "give both, or neither" in capfd.readouterr().err
+    assert top.main([*flags, "--tls-ca", "/nowhere/ca"], "deqlm top") == 2
+    assert "cannot read /nowhere/ca: No such file" in capfd.readouterr().err
 
 
 def test_a_page_is_one_that_any_server_tells(live_server):

@@ -4,7 +4,7 @@ import json
 from functools import cache
 from pathlib import Path
 
-from loadtest.counts import parse
+from client.metrics_page import PageError, Place, parse
 from loadtest.objectives import Objectives
 from loadtest.options import Load, Mix, Run, Size
 from loadtest.records import Record, RecordError
@@ -94,7 +94,7 @@ deqlm_f_calls_total{model="a"} 1e+03
 
 
 def _page(data: bytes) -> None:
-    parse(data.decode("utf-8"))
+    parse(data, Place(host="a", port=1, is_encrypted=False, path="/"))
 
 
 PARENT = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\0a=1,b=2\0id-1"
@@ -117,6 +117,6 @@ def _metadata(data: bytes) -> None:
 TARGETS = (
     Target("load test's trace", _trace_seeds, as_file("trace.jsonl", _trace), (RecordError,), 5),
     *(_run_target(name) for name in FILES),
-    Target("page of metrics", lambda: [PAGE], _page, (ValueError,), 3),
+    Target("page of metrics", lambda: [PAGE], _page, (PageError,), 3),
     Target("metadata of a call", lambda: [PARENT], _metadata, (Unknown,), 5),
 )

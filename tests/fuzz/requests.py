@@ -16,8 +16,8 @@ from server.config import RequestLimits
 from server.engine.solve import Solve
 from server.errors import InvalidFields, UnknownText
 from server.inputs import StreamTokens, Tokens, encode_text
+from server.servicers.inbox import Inbox
 from server.servicers.sessions import _read_page_token
-from server.servicers.stream import Inbox
 from server.store.blob import BlobError, read_blob, write_blob
 from server.text import StopStringText
 from tests.fuzz.sessions import SNAPSHOT

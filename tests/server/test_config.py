@@ -76,23 +76,24 @@ def test_help_tells_every_field_with_default_and_variable(capsys):
         (["--port", "x"], "--port must be a whole number, got x"),
         (["--port", "70000"], "port must be in [0, 65535], got 70000"),
         (["--dtype", "int4"], "--dtype must be auto, float32, float16 or bfloat16, got int4"),
-        (["--model"], "argument --model: expected one argument"),
+        (["--model"], "--model must have a value, got none"),
         (["--config", "no"], "cannot read no: No such file or directory"),
     ],
 )
-def test_usage_errors_are_two_lines(arguments, problem, capsys):
+def test_usage_errors_are_one_line(arguments, problem, capsys):
     with pytest.raises(SystemExit) as caught:
         parse(*arguments)
     assert caught.value.code == 2
+    between = "" if problem.endswith("?") else ";"
     hint = "`deqlm serve --help` tells what it takes"
-    assert capsys.readouterr().err == f"deqlm serve: error: {problem}\n{hint}\n"
+    assert capsys.readouterr().err == f"deqlm serve: {problem}{between} {hint}\n"
 
 
 def test_a_bad_environment_variable_is_named(monkeypatch, capsys):
     monkeypatch.setenv("DEQLM_PORT", "abc")
     with pytest.raises(SystemExit):
         parse()
-    assert "error: DEQLM_PORT must be a whole number, got abc\n" in capsys.readouterr().err
+    assert "serve: DEQLM_PORT must be a whole number, got abc;" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

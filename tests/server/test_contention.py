@@ -135,6 +135,7 @@ class TestFullServers:
         for call in (stubs.create, lambda: stubs.fork(ids[0]), lambda: list(stubs.stream(["It"]))):
             told = fails(call)
             assert (told.code, told.reason) == ("RESOURCE_EXHAUSTED", "SESSION_LIMIT")
+            assert told.retry_s > 0
         stubs.delete(ids[0])
         assert list(stubs.stream(["It"]))[-1].final
         assert stubs.create()

@@ -8,8 +8,9 @@ import pytest
 from client.commands.session import main
 from client.sync import Client
 from deqlm.v1 import session_pb2
-from server.app import Server, StartError
+from server.app import Server
 from server.config import ServerConfig
+from server.start import StartError
 from server.store.blob import read_blob, write_blob
 from tests.server.calls import TIGHT, TIMEOUT_S, Stubs, fails
 

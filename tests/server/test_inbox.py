@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from deqlm.v1 import scoring_pb2
-from server.servicers.stream import Inbox
+from server.servicers.inbox import Inbox
 
 LARGE = 300_000
 SMALL = 1_000

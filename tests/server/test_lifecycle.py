@@ -10,8 +10,9 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 
 from deqlm.v1 import common_pb2, generation_pb2
-from server.app import SERVICES, StartError
 from server.loading import load_engine
+from server.services import SERVICES
+from server.start import StartError
 from tests.server.calls import ENDLESS, FLUSH, TIMEOUT_S, Stubs, fails, to_input
 from tests.server.live import LiveServer
 

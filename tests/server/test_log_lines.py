@@ -6,8 +6,9 @@ import re
 import sys
 
 import pytest
+from grpc._cython.cygrpc import ExecuteBatchError
 
-from server.logs import ABOUT, About, Formatter, JsonFormatter
+from server.logs import ABOUT, About, Formatter, JsonFormatter, set_up
 
 FORGED = "\n2026-01-01 00:00:00,000 INFO    server: forged"
 
@@ -47,6 +48,17 @@ def test_a_line_for_machines():
         "request_id": "r1",
         "seconds": 0.5,
     }
+
+
+def test_a_client_that_was_gone_is_no_defect(caplog):
+    set_up("info", has_messages=False)
+    log = logging.getLogger("grpc._cython.cygrpc")
+    for error in (ExecuteBatchError("gone"), RuntimeError("broken")):
+        try:
+            raise error
+        except Exception:
+            log.exception("raised in core by a servicer's method")
+    assert [type(entry.exc_info[1]) for entry in caplog.records] == [RuntimeError]
 
 
 def test_what_is_logged_in_a_call_is_about_it():

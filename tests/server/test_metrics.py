@@ -1,5 +1,6 @@
 """Metrics move, are named as documented, and belong to one server."""
 
+import math
 import re
 import urllib.request
 from importlib import metadata
@@ -169,13 +170,19 @@ def test_gauges(server):
     assert server.metrics()['deqlm_num_requests_running{model="words"}'] == 0
 
 
-def test_a_residual_that_is_not_finite_is_counted():
+@pytest.mark.parametrize("residual", [math.inf, math.nan])
+def test_a_residual_that_is_not_finite_is_counted_apart(residual):
     metrics = Metrics()
-    metrics.observer("m").solved([Solved(3, float("inf"), "nonfinite")])
+    observer = metrics.observer("m")
+    observer.began([residual, 0.5])
+    observer.solved([Solved(3, residual, "nonfinite"), Solved(2, 0.25, "converged")])
     value = metrics.registry.get_sample_value
     labels = {"model": "m", "status": "nonfinite"}
     assert value("deqlm_unconverged_tokens_total", labels) == 1
-    assert value("deqlm_token_residual_count", {"model": "m"}) == 1
+    assert value("deqlm_nfe_per_token_count", {"model": "m"}) == 2
+    for name, sum_ in (("deqlm_first_residual", 0.5), ("deqlm_token_residual", 0.25)):
+        assert value(f"{name}_count", {"model": "m"}) == 1
+        assert value(f"{name}_sum", {"model": "m"}) == sum_
 
 
 def test_two_servers_count_for_themselves():
@@ -194,3 +201,21 @@ def test_every_metric_is_documented_with_its_kind(server):
     told = re.findall(r"^\| `(deqlm_\w+)` \| (\w+) \|", document, re.MULTILINE)
     assert len(told) == len(set(told))
     assert shown == set(told)
+
+
+def test_every_word_of_a_label_is_documented(server):
+    """Those that a server shows from its start, which are all that there are of most labels."""
+    document = DOCUMENT.read_text("utf-8")
+    rows = dict(re.findall(r"^\| `(deqlm_\w+)` \| (.*)$", document, re.MULTILINE))
+    words = {"reason", "quota", "what", "outcome", "status", "operation", "by", "limit"}
+    told = {
+        (sample.partition("{")[0], value)
+        for sample in server.metrics()
+        for label, value in re.findall(r'(\w+)="([^"]*)"', sample)
+        if label in words
+    }
+    assert len(told) > 30
+    rows |= {
+        f"{name}_{end}": row for name, row in rows.items() for end in ("bucket", "sum", "count")
+    }
+    assert {(name, value) for name, value in told if f"`{value}`" not in rows[name]} == set()

@@ -1,6 +1,7 @@
 """``deqlm serve`` as a process: exit codes and messages."""
 
 import gc
+import json
 import os
 import queue
 import re
@@ -107,6 +108,23 @@ def test_a_second_signal_ends_it_at_once(tiny_models, number):
     assert "Traceback" not in "".join(process.lines)
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP])
+def test_a_request_by_signal_amid_the_start_does_not_end_it(tiny_models, tmp_path, number):
+    path = tmp_path / "auth.yaml"
+    path.write_text("principals: {ann: {rights: [score]}}")
+    process = Process(
+        *("--model", f"tiny={tiny_models / 'words'}", "--port", "0", "--metrics-port=0"),
+        *("--auth-file", str(path)),
+    )
+    try:
+        process.wait_line(re.compile("deqlm .*, torch "))
+        process.process.send_signal(number)
+        process.wait_ready()
+    finally:
+        process.process.terminate()
+    assert process.wait() == 0
+
+
 def run(capsys, *arguments):
     code = main([str(argument) for argument in arguments], "deqlm serve")
     return code, capsys.readouterr().err
@@ -175,12 +193,35 @@ def test_a_port_in_use(capsys, tiny_models):
     assert told.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "problem"),
+    [
+        (("--port", "TAKEN"), 1, "cannot listen on 127.0.0.1:TAKEN: the port is in use"),
+        (("--host", "0.0.0.0"), 2, "host must be of this machine alone"),
+        (("--model", "b=/nowhere"), 1, "model b must be a checkpoint folder, got /nowhere"),
+    ],
+)
+def test_a_log_for_machines_has_no_other_lines(tiny_models, arguments, code, problem):
+    """Why there is no server is an entry; what gRPC's core says of a taken port is left out."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        process = Process(
+            *("--log-format", "json", "--model", f"a={tiny_models / 'words'}"),
+            *("--metrics-port", "-1"),
+            *(argument.replace("TAKEN", port) for argument in arguments),
+        )
+        assert process.wait() == code
+    entries = [json.loads(line) for line in process.lines]
+    assert entries[-1]["message"].startswith(problem.replace("TAKEN", port))
+    assert [entry["level"] for entry in entries][-1] == "critical"
+
+
 def test_an_impossible_value(capsys):
     with pytest.raises(SystemExit) as caught:
         run(capsys, "--window", 0)
     assert caught.value.code == 2
     told = capsys.readouterr().err
-    assert told.startswith("deqlm serve: error: window must be at least 1, got 0\n")
+    assert told.startswith("deqlm serve: window must be at least 1, got 0; `")
 
 
 def test_more_memory_than_there_is(capsys, broken):

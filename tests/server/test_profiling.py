@@ -199,9 +199,11 @@ def test_a_server_that_stops_ends_it(make_server, tmp_path):
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/profiles"])
-def test_a_folder_that_cannot_be_written_to(make_server, tmp_path, place):
+def test_a_folder_that_cannot_be_written_to(make_server, tmp_path, caplog, place):
     (tmp_path / "file").write_text("x")
-    server = make_server(profile_dir=tmp_path / place)
+    with caplog.at_level("WARNING"):
+        server = make_server(profile_dir=tmp_path / place)
+    assert "no profiles can be taken: profile_dir must be a folder with room" in caplog.text
     with Client(server.address) as client:
         with pytest.raises(FailedPrecondition, match="profile_dir must be a folder with") as caught:
             client.profile()

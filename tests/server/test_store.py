@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import shutil
 import socket
 import sqlite3
 import sys
@@ -200,6 +201,56 @@ class TestSQLite:
         hidden.rename(path)
         store.write([Entry("a", b"h", b"d")], [])
         assert store.read("a") == b"d"
+        store.close()
+
+    @pytest.mark.parametrize("gone", [("",), ("-wal",), ("", "-wal")])
+    def test_a_file_that_is_deleted_is_made_anew(self, tmp_path: Path, gone: tuple[str]) -> None:
+        path = tmp_path / "sessions.db"
+        store = SQLiteStore(path)
+        store.write([Entry("a", b"h", b"b")], [])
+        for ending in gone:
+            (tmp_path / f"sessions.db{ending}").unlink()
+        store.write([Entry("b", b"h", b"c")], [])
+        assert path.stat().st_mode & 0o077 == 0
+        for name in list(os.listdir(tmp_path)):  # as a kill would leave it
+            shutil.copy(tmp_path / name, tmp_path / f"copy {name}")
+        copy = SQLiteStore(tmp_path / "copy sessions.db")
+        assert [head.session_id for head in copy.heads()] == ["a", "b"]
+        copy.close()
+        path.unlink()
+        store.close()
+        store = SQLiteStore(path)
+        assert [head.session_id for head in store.heads()] == ["a", "b"], "also at its end"
+        store.close()
+
+    def test_another_file_in_its_place_is_left_alone(self, tmp_path: Path) -> None:
+        path = tmp_path / "sessions.db"
+        store = SQLiteStore(path)
+        store.write([Entry("a", b"h", b"b")], [])
+        hidden = path.rename(tmp_path / "hidden")
+        path.write_bytes(b"something else")
+        for _ in range(2):
+            with pytest.raises(StoreError, match="another file is in its place; start the server"):
+                store.write([Entry("a", b"h", b"c")], [])
+        assert store.read("a") == b"b"
+        assert path.read_bytes() == b"something else"
+        hidden.replace(path)
+        store.write([Entry("a", b"h", b"d")], [])
+        store.close()
+        path.unlink()
+
+    def test_one_that_cannot_be_made_anew_loses_nothing(self, tmp_path: Path) -> None:
+        folder = tmp_path / "folder"
+        folder.mkdir()
+        store = SQLiteStore(folder / "sessions.db")
+        store.write([Entry("a", b"h", b"b")], [])
+        shutil.rmtree(folder)
+        for _ in range(2):
+            with pytest.raises(StoreError, match="was deleted, and cannot be made anew"):
+                store.write([Entry("b", b"h", b"c")], [])
+        folder.mkdir()
+        store.write([Entry("b", b"h", b"c")], [])
+        assert [head.session_id for head in store.heads()] == ["a", "b"]
         store.close()
 
 

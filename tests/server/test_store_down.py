@@ -91,7 +91,7 @@ class TestKeeper:
             pause.wait(0.005)
 
     def test_a_store_that_failed_to_read_is_found_to_be_back(self, keeper, moody, monkeypatch):
-        monkeypatch.setattr("server.store.keeper._LONGEST_PAUSE_S", 0.02)
+        monkeypatch.setattr("server.store.standing._LONGEST_PAUSE_S", 0.02)
         moody.fails = True
         with pytest.raises(StoreError):
             keeper.load("a").result(20)

@@ -414,6 +414,8 @@ def test_a_server_that_tells_nothing_loads_nothing_for_it():
     [
         ("trace_endpoint", "127.0.0.1:4317"),
         ("trace_endpoint", "http://collector"),
+        ("trace_endpoint", "http://collector:0"),
+        ("trace_endpoint", "http://collector:65536"),
         ("trace_endpoint", "http://user:secret@collector:4317"),
         ("trace_endpoint", "ftp://collector:4317"),
         ("trace_ratio", -0.1),

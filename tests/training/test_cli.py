@@ -63,7 +63,7 @@ def test_impossible_options(
     with pytest.raises(SystemExit) as stopped:
         parse_train(["--config", str(config), *flags], "deqlm train")
     assert stopped.value.code == 2
-    assert capsys.readouterr().err.startswith(f"deqlm train: error: {message}")
+    assert capsys.readouterr().err.startswith(f"deqlm train: {message}")
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,7 @@ def test_damage_is_named(
     [
         (["a.pth", "out"], "one of --config, --preset is needed"),
         (["a.pth", "out", "--preset", "model-ift"], "one of --vocab, --tokenizer is needed"),
-        (["a.pth", "out", "--preset", "large"], "invalid choice"),
+        (["a.pth", "out", "--preset", "large"], "--preset must be one of"),
         (["a", "b.pth", "--to-pth", "--vocab", "v"], "--vocab does not go with --to-pth"),
     ],
 )

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from cli.parser import usage_error
 from training.cli import reported
 from training.flags import parse
 from training.options.prepare import Corpus as CorpusName
@@ -39,7 +40,7 @@ def main(argv: list[str], prog: str) -> int:
     )[""]
     problem = _usage_problem(words, options)
     if problem:
-        sys.stderr.write(f"{prog}: error: {problem}\n`{prog} --help` tells what it takes\n")
+        sys.stderr.write(usage_error(prog, problem) + "\n")
         return EXIT_USAGE
     return reported(prog, lambda: _prepare(prog, words, options))
 

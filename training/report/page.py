@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
+from cli.html import document
 from training.plots.curves import curve_figure
 from training.plots.output import css_colour, inline_svg
 from training.report.charts import Chart, Entry, charts
@@ -35,26 +36,7 @@ def page(runs: Sequence[RunLog]) -> str:
         *(_table(table) for table in details(runs)),
         "<footer>Made by <code>deqlm report</code> from what the runs have logged.</footer>",
     ]
-    return _DOCUMENT.format(
-        title=escape(f"{heading} – training report"), style=style_sheet(), body="\n".join(body)
-    )
-
-
-_DOCUMENT = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-{style}</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
+    return document(f"{heading} – training report", style_sheet(), "\n".join(body))
 
 
 def _lead(runs: Sequence[RunLog]) -> str:

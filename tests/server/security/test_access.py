@@ -14,10 +14,10 @@ from deqlm.v1 import (
     session_pb2,
     tokenizer_pb2,
 )
-from server.app import SERVICES
 from server.security import access
 from server.security.errors import PermissionMissing
 from server.security.rights import ADMIN, METHODS, needed
+from server.services import SERVICES
 from tests.server.calls import TIMEOUT_S, fails, to_input
 from tests.server.live import LiveServer
 from tests.server.security.people import TOKENS, bearer, people, stubs_of, write

@@ -7,6 +7,7 @@ import grpc
 import pytest
 import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from client.credentials import Tls
 from client.errors import Unauthenticated
@@ -114,6 +115,60 @@ def test_a_watch_of_health_ends(guarded):
     assert fails(lambda: list(watch)).code == "UNAUTHENTICATED"
 
 
+def test_a_stream_of_reflection_ends(guarded):
+    stub = reflection_pb2_grpc.ServerReflectionStub(guarded.channel)
+    over = threading.Event()
+
+    def questions():
+        yield reflection_pb2.ServerReflectionRequest(list_services="")
+        over.wait(TIMEOUT_S)
+
+    answers = stub.ServerReflectionInfo(
+        questions(), timeout=TIMEOUT_S, metadata=bearer(TOKENS["mon"])
+    )
+    assert next(answers).list_services_response.service
+    now_are(guarded, people(mon={"tokens": []}))
+    assert fails(lambda: list(answers)).code == "UNAUTHENTICATED"
+    over.set()
+
+
+def keyed(session, **fields):
+    stop = generation_pb2.StopOptions(max_tokens=100, ignore_eos=True)
+    return generation_pb2.GenerateRequest(
+        session_id=session, idempotency_key="a", prompt=to_input([1, 2]), stop=stop, **fields
+    )
+
+
+def test_a_call_that_goes_on_without_its_client_ends(guarded):
+    ann = stubs_of(guarded.channel, "ann")
+    session = ann.create()
+    call = ann.generate(keyed(session, solver=ENDLESS))
+    wait_until_running(guarded)
+    call.cancel()
+    assert fails(lambda: list(call)).code == "CANCELLED"
+    now_are(guarded, people(ann={"rights": ["score"]}))
+    wait_until_idle(guarded)
+    now_are(guarded, people())
+    assert ann.get(session).position == 0
+    assert list(ann.generate(keyed(session)))[-1].finished.position == 102, "it may be sent again"
+
+
+def test_who_follows_a_call_that_is_ended_has_it_done(guarded):
+    """Two tokens of one principal, of which the one that has begun it is taken away."""
+    tokens = [entry(TOKENS["ann"]), entry("new")]
+    now_are(guarded, people(ann={"tokens": tokens}))
+    old, new = stubs_of(guarded.channel, "ann"), stubs_of(guarded.channel, "new")
+    session = old.create()
+    fields = {"session_id": session, "idempotency_key": "a", "solver": ENDLESS}
+    first = old.begin_score([5] * 30, **fields)
+    wait_until_running(guarded)
+    second = new.begin_score([5] * 30, **fields)
+    now_are(guarded, people(ann={"tokens": tokens[1:]}))
+    guarded.run(looked(guarded))
+    assert fails(first.result).code == "UNAUTHENTICATED"
+    assert second.result().position == new.get(session).position == 30
+
+
 def test_another_file_that_says_the_same_ends_nothing(guarded):
     stream = Stream(guarded, "ann")
     tokens = [entry(TOKENS["ann"], note="the same"), entry("another")]
@@ -127,6 +182,30 @@ def test_another_file_that_says_the_same_ends_nothing(guarded):
 
 async def looked(server):
     server.server._guarding.gate.open_calls.look()
+
+
+def test_a_certificate_that_expires_ends_what_its_connection_does(make_server, tmp_path):
+    authority = trustme.CA()
+    files = issue(tmp_path, "server", authority, "127.0.0.1")
+    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=6)
+    ann = issue(tmp_path, "ann", authority, "ann.example.org", not_after=soon)
+    server = make_server(**server_options(files, tls_client_ca=files.ca))
+    over = threading.Event()
+
+    def pieces():
+        yield [5, 6, 7]
+        over.wait(TIMEOUT_S)
+
+    tls = Tls(ca=files.ca, cert=ann.cert, key=ann.key)
+    with Client(server.address, tls=tls) as client:
+        answers = client.score_stream(pieces())
+        assert next(answers).committed_position == 3
+        with pytest.raises(Unauthenticated):
+            list(answers)
+        assert datetime.datetime.now(datetime.UTC) >= soon
+        with pytest.raises(Unauthenticated):
+            client.score("It")
+    over.set()
 
 
 def test_a_certificate_that_stands_for_nobody_any_more(make_server, tmp_path):

@@ -1,6 +1,7 @@
 """Files that are read anew, whatever becomes of them."""
 
 import datetime
+import os
 
 import pytest
 import trustme
@@ -89,3 +90,21 @@ def test_what_nobody_thought_of_does_not_end_the_looking(tmp_path, caplog):
         reloader.look()
     assert (thing.read, outcome("failed"), outcome("done")) == (2, 1, 1)
     assert "things stay as they were" in caplog.text
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path, caplog):
+    path = tmp_path / "file"
+    path.write_text("good")
+    thing = Odd(path)
+    reloader = Reloader([("things", thing)], SecurityCounts(CollectorRegistry()), Audit(None))
+    path.unlink()
+    os.mkfifo(path)
+    reloader.look()
+    reloader.look()
+    reloader.reload()
+    assert thing.read == 0
+    assert f"things stay as they were: {path} must be a file to be read anew" in caplog.text
+    path.unlink()
+    path.write_text("good again")
+    reloader.reload()
+    assert thing.read == 1

@@ -68,7 +68,7 @@ def test_one_text_and_a_share(texts: Path) -> None:
         (["ptb", "a", "b"], "ptb takes one PATH at most, got 2"),
         (["ptb", "--valid-share", "0.1"], "--valid-share must be 0 for ptb, got 0.1"),
         (["text", __file__], "name a text to validate on after the first, or give --valid-share"),
-        (["text", "nope.txt"], "error: nope.txt does not exist"),
+        (["text", "nope.txt"], ": nope.txt does not exist"),
         (["text"], "text takes TRAIN VALID [TEST], got 0 paths"),
         (["text", "a", "b", "--valid-share", "0.1"], "--valid-share is for one text, got 2"),
         (

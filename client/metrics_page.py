@@ -7,6 +7,7 @@ import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 DEFAULT_PORT = 9464
@@ -85,6 +86,32 @@ class Page:
     def series(self, name: str) -> Mapping[Labels, float]:
         """All samples of a name; empty where there is none."""
         return self.samples.get(name, {})
+
+
+def tls_context(
+    ca: Path | str | None, cert: Path | str | None, key: Path | str | None
+) -> ssl.SSLContext:
+    """What a connection by HTTPS is checked with.
+
+    Args:
+        ca: authorities that the server's certificate must be of, in PEM; None for the system's.
+        cert: the client's own certificate, if it needs one.
+        key: its private key, without a password.
+
+    Raises:
+        ValueError: a file is missing, cannot be read, or is not what it should be; says which.
+    """
+    if (cert is None) != (key is None):
+        raise ValueError("a certificate and its key go together: give both, or neither")
+    named = f"{ca}"
+    try:
+        context = ssl.create_default_context(cafile=ca)
+        if cert is not None:
+            named = f"{cert} with {key}"
+            context.load_cert_chain(cert, key, password="")  # or OpenSSL asks the terminal for one
+    except OSError as error:  # ssl.SSLError is one
+        raise ValueError(f"cannot read {named}: {error.strerror or error}") from None
+    return context
 
 
 def fetch(place: Place, *, token: str | None, context: ssl.SSLContext | None) -> Page:
