@@ -80,6 +80,20 @@ def test_nobody_listens(loadtest, tmp_path):
     assert time.monotonic() - began < 30
 
 
+def test_a_folder_of_its_own_is_not_left_behind_empty(loadtest, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert loadtest("run", "--address", "127.0.0.1:1")[0] == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_environment_names_the_metrics(loadtest, live_server, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEQLM_METRICS", "127.0.0.1:1")
+    flags = ("--address", live_server.address, "--out", tmp_path / "run")
+    code, _, told = loadtest("run", *flags)
+    assert code == 1
+    assert "nothing answers at http://127.0.0.1:1/metrics" in told
+
+
 def test_metrics_that_cannot_be_read(loadtest, live_server, tmp_path):
     flags = ("--address", live_server.address, "--out", tmp_path / "run")
     code, _, told = loadtest("run", *flags, "--metrics", "http://127.0.0.1:1/metrics")
