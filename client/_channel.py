@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,6 +23,7 @@ OWNER_KEY: Final = "deqlm-owner"
 READY_SERVICE: Final = "deqlm.v1.ScoringService"
 """Service whose health tells readiness; that of the empty name tells that the process lives."""
 
+_PORT: Final = re.compile(r"^(?!unix).*:(\d+)$", re.ASCII | re.DOTALL)
 _MAX_MESSAGE_BYTES: Final = 64 * 2**20
 
 OPTIONS: Final[tuple[tuple[str, int], ...]] = (
@@ -66,11 +68,21 @@ def identity(
         is_encrypted=credentials is not None,
         send_unencrypted=send_token_unencrypted,
     )
+    _check_address(address)
     options = OPTIONS
     if shown and credentials is None and not send_token_unencrypted:
         # gRPC would send even what is for this machine to the proxy that http_proxy names.
         options = (*OPTIONS, ("grpc.enable_http_proxy", 0))
     return Identity((*owner_metadata(owner), *shown), credentials, options)
+
+
+def _check_address(address: str) -> None:
+    """Raises InvalidArgument: gRPC would take a port modulo 65,536, and says little of nothing."""
+    port = _PORT.search(address)
+    if not address or (port is not None and not 0 < int(port[1]) < 1 << 16):
+        bound = f"must be HOST:PORT with a port in [1, 65535], got {address!r}"
+        violation = FieldViolation(field="address", description=bound)
+        raise InvalidArgument(f"address {bound}", details=ErrorDetails(violations=(violation,)))
 
 
 def owner_metadata(owner: str) -> tuple[tuple[str, str], ...]:

@@ -1,6 +1,7 @@
 """The command ``deqlm loadtest``."""
 
 import asyncio
+import contextlib
 import importlib.util
 import json
 import sys
@@ -111,6 +112,9 @@ async def _conducted(settings: "Settings", out: Path, prog: str) -> int:
         say(f"{prog}: {error}")
         code = EXIT_RPC
     if not (out / "stages.jsonl").exists():
+        if settings.run.out is None:  # nobody asked for a folder with nothing in it
+            with contextlib.suppress(OSError):
+                out.rmdir()
         return code
     told = await asyncio.to_thread(_tell, out, settings.objective)
     return code or told
@@ -146,7 +150,7 @@ def _report(argv: list[str], prog: str) -> int:
 
 
 def _compare(argv: list[str], prog: str) -> int:
-    from loadtest.compare import Tolerance, changes, differences, table_of
+    from loadtest.compare import Tolerance, changes, differences, table_of, unlike
     from loadtest.figures import figures
     from loadtest.results import Result
 
@@ -161,16 +165,16 @@ def _compare(argv: list[str], prog: str) -> int:
     chosen: Tolerance = read(command, rest, lambda groups: groups[""])
     before, after = map(Result.read, folders)
     objectives = after.settings.objective
-    found = changes(
-        figures(before.swept, objectives),
-        figures(after.swept, objectives),
-        percentiles=chosen.percentiles,
-    )
+    told = figures(before.swept, objectives), figures(after.swept, objectives)
+    found = changes(*told, percentiles=chosen.percentiles)
     if not found:
         raise UsageError("the two runs have no stage in common")
     for name in ("server", "client", "settings"):
         for line in differences(before.about.get(name, {}), after.about.get(name, {}), name):
-            say(f"differs: {line}")
+            if not line.startswith("settings.run.out: "):
+                say(f"differs: {line}")
+    for line in unlike(*told):
+        say(f"differs: {line}")
     print(table_of(found, chosen.tolerance).text())
     worse = sum(one.verdict(chosen.tolerance) == "worse" for one in found)
     print(f"\n{worse} of {len(found)} figures are worse by more than {chosen.tolerance:.0%}")
@@ -201,7 +205,8 @@ def _operands(
         raise SystemExit(EXIT_OK if argv else EXIT_USAGE)
     given = list(argv[:count])
     if len(given) < count or any(one.startswith("-") for one in given):
-        raise UsageError(f"{names} must be folders that runs have written")
+        told = " ".join(given)
+        raise UsageError(f"{names} must be folders that runs have written, got {told}")
     return [Path(one) for one in given], list(argv[count:])
 
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from loadtest.figures import Figures
 from loadtest.quantiles import Histogram
-from loadtest.summary import Table, number, seconds
+from loadtest.summary import SHARED, Table, number, seconds
 
 LEAST_BEYOND: Final = 5
 """Durations beyond a percentile that is compared; fewer tell of chance."""
@@ -156,6 +156,19 @@ def table_of(found: Sequence[Change], tolerance: float) -> Table:
         for one in found
     ]
     return Table(header, rows, (0, 1, 5))
+
+
+def unlike(before: Sequence[Figures], after: Sequence[Figures]) -> Iterator[str]:
+    """Stages of which the server had solved much more in one run than in the other."""
+    others = {one.label: one for one in after}
+    for one in before:
+        other = others.get(one.label)
+        shares = [it.mean("shared_share") for it in (one, other) if it is not None]
+        if max(shares) - min(shares) > SHARED:
+            yield (
+                f"{one.label}: {shares[0]:.0%} of the tokens had been solved by the server before, "
+                f"{shares[-1]:.0%} after; start it anew before each run that uses the same seed"
+            )
 
 
 def differences(before: dict[str, object], after: dict[str, object], name: str = "") -> list[str]:

@@ -60,6 +60,8 @@ class Entry:
     def _solved(self, solver: SolverReport, queue_s: float) -> None:
         self.record.unconverged += solver.unconverged_tokens
         self.record.nfe += solver.nfe_per_token * solver.solved_tokens
+        self.record.solved += solver.solved_tokens
+        self.record.shared += solver.shared_tokens
         self.record.queue_s += queue_s
 
 

@@ -22,13 +22,14 @@ class Rates:
         due: requests that were due.
         due_per_s: their rate.
         answered_per_s: requests answered while the stage lasted.
-        good_per_s: requests that kept to their objectives, cancelled ones left out.
-        good_share: their share of those that were due.
+        good_per_s: of them, those that kept to their objectives.
+        good_share: share of those due that did, cancelled ones left out.
         tokens_per_s: tokens scored and generated while the stage lasted.
         scored_per_s: of them, those scored.
         generated_per_s: of them, those generated.
         perplexity: of all that was scored; NaN where nothing was.
         nfe: calls of f on a token; NaN where nothing was solved.
+        shared_share: share of the tokens that took none, as what began alike had been solved.
         unconverged: tokens accepted above their tolerance.
         dropped: requests that the client could not send.
         late: requests that it sent more than 10 ms late.
@@ -47,6 +48,7 @@ class Rates:
     generated_per_s: float
     perplexity: float
     nfe: float
+    shared_share: float
     unconverged: int
     dropped: int
     late: int
@@ -83,20 +85,21 @@ def rates(result: StageResult, objectives: Objectives) -> Rates:
     begin, end = result.stage.warmup_s, result.stage.warmup_s + seconds
     judged = [one for one in counted if one.plan.kind != "cancel"]
     good = sum(is_good(one, objectives) for one in judged)
-    scored = sum(one.scored for one in result.records if begin <= one.done_s < end)
+    ended = [one for one in result.records if begin <= one.done_s < end]
+    scored = sum(one.scored for one in ended)
     generated = sum(begin <= at_s < end for one in result.records for at_s in _drawn_s(one))
     return Rates(
         due=len(counted),
         due_per_s=len(counted) / seconds,
-        answered_per_s=sum(begin <= one.done_s < end and one.is_ok for one in result.records)
-        / seconds,
-        good_per_s=good / seconds,
+        answered_per_s=sum(one.is_ok for one in ended) / seconds,
+        good_per_s=sum(is_good(one, objectives) for one in ended) / seconds,
         good_share=good / len(judged) if judged else 1.0,
         tokens_per_s=(scored + generated) / seconds,
         scored_per_s=scored / seconds,
         generated_per_s=generated / seconds,
         perplexity=_perplexity(counted),
         nfe=_nfe(counted),
+        shared_share=_shared_share(counted),
         unconverged=sum(one.unconverged for one in counted),
         dropped=sum(one.status == "DROPPED" for one in counted),
         late=sum(one.lag_s > LATE_S for one in counted),
@@ -125,9 +128,16 @@ def _perplexity(records: Iterable[Record]) -> float:
 
 
 def _nfe(records: Iterable[Record]) -> float:
-    solved = [(one.nfe, one.scored + one.generated) for one in records if one.nfe]
-    tokens = sum(count for _, count in solved)
-    return sum(nfe for nfe, _ in solved) / tokens if tokens else math.nan
+    records = list(records)
+    tokens = sum(one.solved for one in records)
+    return sum(one.nfe for one in records) / tokens if tokens else math.nan
+
+
+def _shared_share(records: Iterable[Record]) -> float:
+    records = list(records)
+    shared = sum(one.shared for one in records)
+    tokens = shared + sum(one.solved for one in records)
+    return shared / tokens if tokens else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,6 +45,8 @@ class Record:
         generated: tokens generated.
         unconverged: tokens that were accepted above their tolerance.
         nfe: calls of f on its tokens, summed over them.
+        solved: tokens that took them, those of prompts included.
+        shared: tokens that took none, as the server had solved what began alike.
         queue_s: seconds in the server's queue.
         calls: method and status of each call that it was made of.
     """
@@ -62,6 +64,8 @@ class Record:
     generated: int = 0
     unconverged: int = 0
     nfe: float = 0.0
+    solved: int = 0
+    shared: int = 0
     queue_s: float = 0.0
     calls: list[tuple[str, str]] = field(default_factory=list)
 
@@ -88,8 +92,11 @@ class Record:
 _FIELDS: Final = frozenset(item.name for item in fields(Record))
 _PLAN: Final = frozenset(item.name for item in fields(Planned))
 _NUMBER: Final = (int, float)
+_COUNTS: Final = (
+    "stage", "process", "scored", "generated", "unconverged", "solved", "shared",
+)  # fmt: skip
 _KINDS: Final = {
-    **dict.fromkeys(("stage", "process", "scored", "generated", "unconverged"), (int,)),
+    **dict.fromkeys(_COUNTS, (int,)),
     **dict.fromkeys(("at_s", "done_s", "logprob", "nfe", "queue_s"), _NUMBER),
     **dict.fromkeys(("status", "reason", "kind"), (str,)),
     "sent_s": (*_NUMBER, type(None)),

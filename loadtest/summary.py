@@ -3,12 +3,15 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from client.commands._common import table
 from loadtest.figures import LATE_S, Figures
 from loadtest.objectives import Objectives
 from loadtest.results import Result
+
+SHARED: Final = 0.1
+"""Share of tokens solved before from which on figures tell of what the server keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,10 @@ def about(result: Result, objectives: Objectives) -> Iterator[str]:
     if load.pattern != "closed":
         loop = f"open loop, {load.pattern}: latency from when a request was due"
     yield f"load      {loop}; {load.seconds:g} s a stage after {load.warmup_s:g} s of warm-up"
-    yield f"seeds     {run.seed} to {run.seed + run.repeats - 1}, {run.repeats} runs of each stage"
+    seeds = f"{run.seed}, one run of each stage"
+    if run.repeats > 1:
+        seeds = f"{run.seed} to {run.seed + run.repeats - 1}, {run.repeats} runs of each stage"
+    yield f"seeds     {seeds}"
     yield f"mix       {_pairs(result.settings.mix)}"
     yield f"sizes     {_pairs(result.settings.size)}"
     yield f"good      {good(objectives)}"
@@ -153,14 +159,30 @@ def client_lines(result: Result, figures: Sequence[Figures]) -> Iterator[str]:
     loop_s = max((worker["loop_lag_s"]["p99"] for worker in workers), default=0.0)
     busy = max((worker["cpu_share"] for worker in workers), default=0.0)
     lag_s = max((one.timings.lag.at(99.0) for one in figures), default=0.0)
-    yield (
-        f"client: sent at most {seconds(lag_s)} late (p99 of the worst stage), read answers at "
-        f"most {seconds(loop_s)} late, its busiest process used {busy:.0%} of a core"
-    )
+    sent = f"client: sent at most {seconds(lag_s)} late (p99 of the worst stage)"
+    if workers:
+        yield (
+            f"{sent}, read answers at most {seconds(loop_s)} late, its busiest process used "
+            f"{busy:.0%} of a core"
+        )
+    else:
+        yield f"{sent}; no stage came to its end, after which it tells how busy it was"
     if max(lag_s, loop_s) > 5 * LATE_S or busy > 0.9:
         yield (
             "WARNING: the client was slow enough to be seen in the figures; take more --processes, "
             "or another machine than the server's"
+        )
+    yield from _shared_lines(figures)
+
+
+def _shared_lines(figures: Sequence[Figures]) -> Iterator[str]:
+    """A warning where answers were quick as the server had them from before."""
+    most = max(figures, key=lambda one: one.mean("shared_share"), default=None)
+    if most is not None and (share := most.mean("shared_share")) > SHARED:
+        yield (
+            f"WARNING: {share:.0%} of the tokens of {most.label} took no call of f, as the server "
+            "had solved what began alike: was the same --seed sent to it before? Start it anew, "
+            "or take another seed, for figures of texts that are new to it"
         )
 
 
@@ -173,4 +195,5 @@ def counts_line(result: Result) -> str:
     wrong = sum(not count["agrees"] for one in compared for count in one.counts or ())
     if wrong:
         return f"counts: {wrong} of {total} differ from the server's metrics"
-    return f"counts: all {total} agree with the server's metrics, in {len(compared)} stages"
+    stages = f"{len(compared)} stage{'s' * (len(compared) != 1)}"
+    return f"counts: all {total} agree with the server's metrics, in {stages}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from client._channel import DEFAULT_ADDRESS
-from client.commands._connection import ADDRESS_VARIABLE, CA_VARIABLE
+from client.commands._environment import ADDRESS_VARIABLE, CA_VARIABLE, METRICS_VARIABLE
 from client.metrics_page import read_place
 
 
@@ -47,15 +47,15 @@ class Connection(Target):
         token_file: file with the token that shows who calls; none for that of the environment
             (DEQLM_TOKEN), if there is one
         metrics: page of the server's metrics, whose counts are compared with the client's, as
-            HOST:PORT or a URL; auto is http://HOST:9464/metrics, https with TLS; none compares
-            nothing
+            HOST:PORT or a URL; auto is http://HOST:9464/metrics, https with TLS, unless the
+            environment (DEQLM_METRICS) names another; none compares nothing
     """
 
     model: str = ""
     owner: str = ""
     owners: int = 1
     token_file: Path | None = None
-    metrics: str = "auto"
+    metrics: str = field(default_factory=lambda: os.environ.get(METRICS_VARIABLE) or "auto")
 
     def __post_init__(self) -> None:
         """Check the bounds."""

@@ -9,6 +9,8 @@ from typing import Final
 
 _WORD: Final = re.compile(r"\S+")
 _LEAST_WORDS: Final = 10
+_MOST_BYTES: Final = 1 << 26
+"""Of a text, unpacked: each process has all of it, and where its words begin."""
 
 
 class Texts:
@@ -28,12 +30,16 @@ class Texts:
         """Reads a file, plain or .xz; None for the one that comes along. Raises ValueError."""
         source: Traversable = files("loadtest") / "text.txt.xz" if path is None else path
         try:
-            raw = source.read_bytes()
-            text = (lzma.decompress(raw) if source.name.endswith(".xz") else raw).decode("utf-8")
+            with source.open("rb") as file:
+                unpacked = lzma.open(file) if source.name.endswith(".xz") else file
+                raw = unpacked.read(_MOST_BYTES + 1)
+            text = raw[:_MOST_BYTES].decode("utf-8")
+        except (lzma.LZMAError, UnicodeDecodeError, EOFError) as error:
+            raise ValueError(f"text in {path} is damaged or not UTF-8: {error}") from None
         except OSError as error:
             raise ValueError(f"text cannot be read from {path}: {error.strerror}") from None
-        except (lzma.LZMAError, UnicodeDecodeError) as error:
-            raise ValueError(f"text in {path} is damaged or not UTF-8: {error}") from None
+        if len(raw) > _MOST_BYTES:
+            raise ValueError(f"text must be at most {_MOST_BYTES} bytes long, {path} has more")
         return cls(text)
 
     def cut(self, begin: int, words: int) -> str:

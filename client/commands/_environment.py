@@ -9,6 +9,7 @@ from typing import Any, Final
 ADDRESS_VARIABLE: Final = "DEQLM_ADDRESS"
 TOKEN_VARIABLE: Final = "DEQLM_TOKEN"
 CA_VARIABLE: Final = "DEQLM_TLS_CA"
+METRICS_VARIABLE: Final = "DEQLM_METRICS"
 
 
 class UsageError(Exception):

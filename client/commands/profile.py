@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from client.commands._common import make_parser, print_json, run
+from client.commands._common import make_parser, print_json, run, say
 from client.sync import Client
 
 _WRITING_S = 60.0
@@ -36,5 +36,7 @@ def main(argv: list[str], prog: str) -> int:
             f"{made.folder} on the server: {', '.join(made.files)}; {made.steps} steps of model "
             f"{made.model} in {made.seconds:.2f} s, stacks looked at {made.stack_samples} times"
         )
+        if not made.steps:
+            say(f"{prog}: no call was worked on meanwhile; take a profile while there are some")
 
     return run(prog, args, action)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from cli.parser import Parser, positive_seconds
 from client._addresses import is_here
 from client.commands._environment import (
+    METRICS_VARIABLE,
     TOKEN_VARIABLE,
     UsageError,
     add_credential_flags,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 EXIT_OK: Final = 0
 EXIT_FAILURE: Final = 1
 EXIT_USAGE: Final = 2
-PLACE_VARIABLE: Final = "DEQLM_METRICS"
 _DEFAULT_PLACE: Final = f"127.0.0.1:{DEFAULT_PORT}"
 _HISTORY: Final = 200
 _PLAIN_WIDTH: Final = 80
@@ -71,10 +71,10 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--metrics",
-        default=os.environ.get(PLACE_VARIABLE) or _DEFAULT_PLACE,
+        default=os.environ.get(METRICS_VARIABLE) or _DEFAULT_PLACE,
         metavar="HOST:PORT",
         help="where the server's metrics are, or a URL "
-        f"(default: {_DEFAULT_PLACE}; environment: {PLACE_VARIABLE})",
+        f"(default: {_DEFAULT_PLACE}; environment: {METRICS_VARIABLE})",
     )
     parser.add_argument("--model", default="", help="show this one alone")
     parser.add_argument(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +18,8 @@ _TITLES: Final = 23
 _GAP: Final = 2
 _MOST_MODELS: Final = 3
 """Beside each other."""
+_LEAST_CELL: Final = 14
+"""Width of a model's column in which its figures are whole."""
 _HISTORY: Final = 52
 _NOTHING: Final = "–"
 _BUSY: Final = 0.9
@@ -31,7 +33,7 @@ Cell = tuple[str, str]
 def view(
     figures: Figures, *, place: str, clock: str, history: Sequence[float], trouble: str = ""
 ) -> RenderableType:
-    """All of it, at most 80 columns wide.
+    """All of it, at most 80 columns wide; where there are fewer, fewer models.
 
     Args:
         figures: the last ones.
@@ -43,7 +45,7 @@ def view(
     parts: list[RenderableType] = [_head(figures, place, clock), _process(figures), Text()]
     if trouble:
         parts[0:0] = [Text(trouble, style="bold red", overflow="fold")]
-    parts.append(_models(figures.models))
+    parts.append(_Models(figures.models) if figures.models else Text("no model is loaded yet"))
     if len(history) > 1:
         line = f"tokens/s, all models     {bars(history[-_HISTORY:])}"
         parts += [Text(), Text(line, no_wrap=True)]
@@ -72,14 +74,24 @@ def _process(figures: Figures) -> Text:
     )
 
 
-def _models(models: Sequence[ModelFigures]) -> RenderableType:
-    if not models:
-        return Text("no model is loaded yet")
+class _Models:
+    """The table of models: as many of them as the terminal has room for."""
+
+    def __init__(self, models: Sequence[ModelFigures]) -> None:
+        self._models = models
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = min(options.max_width, _WIDTH)
+        room = (width - _TITLES) // (_LEAST_CELL + _GAP)
+        yield _table(self._models, most=min(_MOST_MODELS, max(room, 1)))
+
+
+def _table(models: Sequence[ModelFigures], *, most: int) -> RenderableType:
     table = Table(
         box=None, pad_edge=False, padding=(0, _GAP), show_header=True, header_style="bold"
     )
     table.add_column("", no_wrap=True)
-    shown = models[:_MOST_MODELS]
+    shown = models[:most]
     width = (_WIDTH - _TITLES) // len(shown) - _GAP
     for model in shown:
         table.add_column(visible(model.name), justify="right", no_wrap=True, max_width=width)

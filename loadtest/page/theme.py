@@ -52,7 +52,7 @@ line.mark { stroke: var(--muted); stroke-width: 1; stroke-dasharray: 2 3; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.88rem; font-variant-numeric: tabular-nums; }
 th, td {
-  padding: 0.25rem 0.75rem; text-align: right; border-bottom: 1px solid var(--rule);
+  padding: 0.25rem 0.5rem; text-align: right; border-bottom: 1px solid var(--rule);
   white-space: nowrap;
 }
 th { color: var(--muted); font-weight: 600; }

@@ -65,7 +65,6 @@ def test_without_one_there_is_none(fake):
         ("dns:///example.org:1", False),
         ("localhost.example.org:1", False),
         ("xds:///localhost:1", False),
-        ("", False),
     ],
 )
 def test_a_token_does_not_leave_this_machine_unencrypted(address, here):

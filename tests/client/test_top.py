@@ -56,9 +56,9 @@ def page(instant, **values):
     return Page(instant, parse(text.encode(), HERE))
 
 
-def shown(told, **more):
-    """What the view of figures is on 80 columns."""
-    console = Console(width=80, highlight=False)
+def shown(told, *, width=80, **more):
+    """What the view of figures is on so many columns."""
+    console = Console(width=width, highlight=False)
     with console.capture() as capture:
         console.print(view(told, place="h:1", clock="12:00:00", history=[1.0, 2.0], **more))
     return capture.get()
@@ -118,6 +118,22 @@ class TestView:
         assert "\x1b" not in text
         assert max(map(len, text.splitlines())) <= 80
         assert "and 2 more; --model NAME shows one" in text
+
+    @pytest.mark.parametrize(("width", "more"), [(40, 2), (60, 1), (80, 0)])
+    def test_a_narrow_terminal_shows_fewer_models_and_whole_figures(self, width, more):
+        others = "".join(
+            f'deqlm_engine_up{{model="{n}"}} 1\n'
+            f'deqlm_limit{{limit="max_sessions",model="{n}"}} 256\n'
+            f'deqlm_sessions{{model="{n}"}} 123\n'
+            for n in "ab"
+        )
+        text = PAGE.format(start=1, cpu=0, tokens=0, rows=0, calls=0) + others
+        found = Page(1.0, parse(text.encode(), HERE))
+        text = shown(figures(found, found, wall=2.0), width=width)
+        assert max(map(len, text.splitlines())) <= width
+        assert "between tokens p50, p99 " in text
+        assert text.count("123 of 256") == min(2, 3 - more)
+        assert (f"and {more} more" in text) == (more > 0)
 
 
 def answering(*answers):

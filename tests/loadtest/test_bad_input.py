@@ -1,6 +1,7 @@
 """What cannot be carried out is told in a line, and soon."""
 
 import json
+import lzma
 import os
 import re
 import signal
@@ -45,16 +46,30 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT /
         (["--metrics", "ftp://x"], "metrics must be auto, none, HOST:PORT or a URL"),
         (["--objective.share", "2"], r"objective.share must be in \[0, 1\], got 2"),
         (["--text", "/nowhere/text"], "text cannot be read from /nowhere/text"),
+        (["--text", "/dev/zero"], "text must be at most 67108864 bytes long, /dev/zero has more"),
+        (["--address", ""], r"address must be HOST:PORT with a port in \[1, 65535\], got ''"),
         (["--token-file", "/nowhere/token"], "token_file cannot be read from /nowhere/token"),
         (["--tls-ca", "/nowhere/ca"], "tls.ca cannot be read from /nowhere/ca"),
         (["--load.pattern", "trace", "--load.trace", "/nowhere/t"], "/nowhere/t cannot be read"),
     ],
 )  # fmt: skip
 def test_impossible_options(loadtest, tmp_path, flags, problem):
-    code, _, told = loadtest("run", *flags, "--out", tmp_path / "run", "--address", "127.0.0.1:1")
+    code, _, told = loadtest("run", "--out", tmp_path / "run", "--address", "127.0.0.1:1", *flags)
     assert re.search(problem, told), told
     assert code == 2
     assert not list(tmp_path.glob("run/*"))
+
+
+def test_a_text_that_is_cut_off_or_endless_once_unpacked(loadtest, tmp_path):
+    path = tmp_path / "text.xz"
+    for data, problem in (
+        (lzma.compress(b"a word " * 9999)[:-30], "is damaged or not UTF-8"),
+        (lzma.compress(bytes((1 << 26) + 1)), "text must be at most 67108864 bytes long"),
+    ):
+        path.write_bytes(data)
+        code, _, told = loadtest("run", "--text", path, "--address", "127.0.0.1:1")
+        assert problem in told
+        assert code == 2
 
 
 def test_nobody_listens(loadtest, tmp_path):
@@ -63,6 +78,20 @@ def test_nobody_listens(loadtest, tmp_path):
     assert code == 1
     assert "no server answers at 127.0.0.1:1" in told
     assert time.monotonic() - began < 30
+
+
+def test_a_folder_of_its_own_is_not_left_behind_empty(loadtest, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert loadtest("run", "--address", "127.0.0.1:1")[0] == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_environment_names_the_metrics(loadtest, live_server, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEQLM_METRICS", "127.0.0.1:1")
+    flags = ("--address", live_server.address, "--out", tmp_path / "run")
+    code, _, told = loadtest("run", *flags)
+    assert code == 1
+    assert "nothing answers at http://127.0.0.1:1/metrics" in told
 
 
 def test_metrics_that_cannot_be_read(loadtest, live_server, tmp_path):

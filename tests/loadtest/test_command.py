@@ -30,7 +30,7 @@ def test_an_open_loop(loadtest, target, tmp_path):
     out = tmp_path / "run"
     code, told, progress = loadtest("run", *target, "--load.rates", "15", "--out", out)
     assert code == 0, told + progress
-    assert "agree with the server's metrics, in 1 stages" in told
+    assert "agree with the server's metrics, in 1 stage\n" in told
     assert "15/s" in told and "client: sent at most" in told and "perplexity" in told
     records = lines(out, "requests-*.jsonl")
     assert {one["process"] for one in records} == {0, 1}
@@ -106,6 +106,25 @@ def test_calls_of_somebody_else_show_in_the_counts(loadtest, target, tmp_path):
         other.join()
     assert code == 3, told + progress
     assert "Score answered: the server counted" in progress
+
+
+def test_texts_that_the_server_has_solved_before_are_told(loadtest, tiny_models, tmp_path):
+    """The same seed again measures what the server keeps, and not what it can do."""
+    server = LiveServer(tiny_models, prefix_cache=16384)
+    flags = (*_flags(server), "--load.rates", "15", "--seed", "77", "--size.score", "fixed:30")
+    codes, told = [], []
+    try:
+        for name in ("before", "after"):
+            code, out, _ = loadtest("run", *flags, "--out", tmp_path / name)
+            codes.append(code)
+            told.append(out)
+    finally:
+        server.close()
+    assert codes == [0, 0]
+    assert "took no call of f" not in told[0]
+    assert "took no call of f, as the server had solved what began alike" in told[1]
+    _, _, differs = loadtest("compare", tmp_path / "before", tmp_path / "after")
+    assert "differs: 15/s: " in differs and "settings.run.out" not in differs
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from loadtest.compare import changes, differences
+from loadtest.compare import changes, differences, unlike
 from loadtest.figures import figures
 from loadtest.objectives import Objectives
 from tests.loadtest.made import record, settings, stage, stage_result
@@ -57,6 +57,15 @@ def test_settings_that_differ_are_told():
         "a.c: 2 before, 3 after",
         "d: None before, 4 after",
     ]
+
+
+def test_what_the_server_had_solved_before_is_told():
+    def one(shared):
+        return figures([stage_result(record(solved=100 - shared, shared=shared))], NONE)
+
+    assert list(unlike(one(3), one(9))) == []
+    (told,) = unlike(one(3), one(82))
+    assert told.startswith("10/s: 3% of the tokens had been solved by the server before, 82% after")
 
 
 @pytest.fixture

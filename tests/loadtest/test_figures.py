@@ -12,7 +12,7 @@ from loadtest.figures import figures, is_good
 from loadtest.objectives import Objectives
 from loadtest.quantiles import Histogram
 from loadtest.records import RecordError, from_json, read_lines
-from loadtest.summary import summary
+from loadtest.summary import client_lines, summary
 from loadtest.verdict import problems
 from tests.loadtest.made import record, result, stage, stage_result
 
@@ -47,6 +47,34 @@ def test_answers_after_the_end_do_not_make_the_server_quicker():
     (found,) = figures([one], NONE)
     assert found.rates[0].answered_per_s == pytest.approx(0.1)
     assert found.rates[0].tokens_per_s == 0
+
+
+def test_good_answers_are_among_the_answers():
+    """Those of the warm-up's requests that come while the stage lasts are throughput as well."""
+    warm, late = record(at_s=0.5, seconds=1.0), record(at_s=9.9, seconds=0.3)
+    some = [warm, record(at_s=5.0, seconds=2.0), late]
+    one = stage_result(*some, stage=stage(warmup_s=1.0, seconds=9.0))
+    (found,) = figures([one], Objectives(score_s=1.5))
+    assert found.rates[0].answered_per_s == pytest.approx(2 / 9)
+    assert found.rates[0].good_per_s == pytest.approx(1 / 9)
+    assert found.rates[0].good_share == pytest.approx(1 / 2), "of those due, whenever answered"
+
+
+def test_calls_of_f_are_of_the_tokens_that_took_them():
+    generated = record("generate", generated=10, times_s=[0.1] * 10, nfe=240.0, solved=40)
+    known = record(scored=60, shared=60)
+    (found,) = figures([stage_result(generated, known)], NONE)
+    assert found.rates[0].nfe == pytest.approx(6.0)
+    assert found.rates[0].shared_share == pytest.approx(0.6)
+    told = "\n".join(client_lines(result(stage_result(generated, known)), [found]))
+    assert "WARNING: 60% of the tokens of 10/s took no call of f" in told
+
+
+def test_what_no_process_told_is_not_made_up():
+    one = stage_result(record(), workers=[], ended_early="the server is gone")
+    told = "\n".join(client_lines(result(one), figures([one], NONE)))
+    assert "no stage came to its end" in told
+    assert "0%" not in told
 
 
 def test_a_generation_s_times():

@@ -291,6 +291,14 @@ def test_the_command(server, folder, capsys, busy):
     assert "steps must be in [1, 1000], got 0" in capsys.readouterr().err
 
 
+def test_the_command_says_that_there_was_nothing_to_record(server, capsys):
+    flags = ["--address", server.address, "--max-time-s", "0.1"]
+    assert main(flags, "deqlm profile") == 0
+    told = capsys.readouterr()
+    assert "; 0 steps of model" in told.out
+    assert told.err.startswith("deqlm profile: no call was worked on meanwhile;")
+
+
 def test_the_documented_reading(client, busy, folder, tmp_path):
     page = (ROOT / "docs" / "profiling.md").read_text()
     script = tmp_path / "read.py"
