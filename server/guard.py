@@ -12,7 +12,7 @@ from google.rpc import status_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 
 from server.call import Call
-from server.engine.errors import QueueFull
+from server.engine.errors import OutOfMemory, QueueFull
 from server.errors import REFUSALS, SlowReader, rule_for, to_status
 from server.logs import ABOUT, About
 from server.metrics.counts import MEASURED, Metrics
@@ -169,6 +169,8 @@ class Guard(grpc.aio.ServerInterceptor):
         await self._abort(Call.begin(context, method), error)
 
     async def _abort(self, call: Call, error: Exception) -> None:
+        if isinstance(error, MemoryError):
+            error = OutOfMemory()
         rule = rule_for(error)
         if rule.code is grpc.StatusCode.INTERNAL:
             _log.error("%s failed", call.method, exc_info=error, extra=_fields(call))

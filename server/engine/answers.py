@@ -19,9 +19,6 @@ from server.engine.work import Ending, Run, Work, totals_of
 
 log = logging.getLogger(__name__)
 
-_RETRY_S = 1.0
-"""When others may be done that memory was short with."""
-
 
 class Answers:
     """Gives every job its one terminal event, and back what the job held."""
@@ -47,7 +44,7 @@ class Answers:
         """Ends jobs that a defect has hit; where memory ran out, what is kept makes room."""
         is_full = is_out_of_memory(error)
         for work in works:
-            self.fail(work, _no_memory() if is_full else EngineFailed("internal error"))
+            self.fail(work, OutOfMemory() if is_full else EngineFailed("internal error"))
         if is_full:
             self.make_room()
 
@@ -194,9 +191,3 @@ class Answers:
 
 def _about(work: Work) -> dict[str, str]:
     return {"request_id": work.job.request_id}
-
-
-def _no_memory() -> OutOfMemory:
-    return OutOfMemory(
-        "there was no memory for this; try again when others are done", retry_after_s=_RETRY_S
-    )

@@ -72,13 +72,18 @@ class TooLate(QueueFull):
 
 
 class OutOfMemory(EngineError):
-    """There was no memory for what a job needs; kept solutions have made room since.
+    """There was no memory for what a call needs.
 
     Attributes:
-        retry_after_s: when trying again makes sense, in seconds.
+        retry_after_s: when others may be done that memory was short with, in seconds.
     """
 
-    def __init__(self, message: str, *, retry_after_s: float) -> None:
+    def __init__(
+        self,
+        message: str = "there was no memory for this; try again when others are done",
+        *,
+        retry_after_s: float = 1.0,
+    ) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
 

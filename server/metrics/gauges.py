@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from server.engine.engine import Engine
 from server.engine.limits import EngineSnapshot
+from server.metrics.devices import device_memory
 
 # (name, help, field of the snapshot)
 _GAUGES = (
@@ -21,7 +22,7 @@ _GAUGES = (
     ("deqlm_num_texts_parked", "Texts that wait for others that begin alike", "parked_texts"),
     ("deqlm_sessions", "Sessions held", "sessions"),
     ("deqlm_session_memory_bytes", "Memory of sessions", "session_memory_bytes"),
-    ("deqlm_engine_memory_bytes", "Memory of weights, slots and work", "memory_bytes"),
+    ("deqlm_engine_memory_bytes", "Memory of all slots", "memory_bytes"),
     ("deqlm_slots_used", "Slots for histories in use", "slots_used"),
     ("deqlm_slots_total", "Slots for histories", "slots_total"),
     ("deqlm_resident_sessions", "Sessions whose memory is on the device", "resident_sessions"),
@@ -92,6 +93,7 @@ class EngineGauges(Collector):
         usage = [(name, _share(snapshot)) for name, snapshot in snapshots]
         yield _family("deqlm_cache_usage_ratio", "Share of the slots in use, 0 to 1", usage)
         yield _waiting(snapshots)
+        yield device_memory(engine.device for engine in engines)
         yield from self._of_engines(engines)
 
     def _of_engines(self, engines: list[Engine]) -> Iterable[Metric]:

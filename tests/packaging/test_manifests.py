@@ -1,5 +1,6 @@
 """Kubernetes manifests and the compose file: valid, closed, and in step with the server."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from tests.packaging.conftest import ROOT, TIMEOUT_S, run
 
 TOOLS = ROOT / ".deploy-tools"
 VALIDATE = TOOLS / "bin" / "kubernetes-validate"
+COMPOSE_SCHEMA = TOOLS / "compose" / "config" / "compose_spec.json"
 MANIFEST = ROOT / "deploy" / "kubernetes" / "deqlm.yaml"
 COMPOSE = ROOT / "deploy" / "compose" / "compose.yml"
 READY = scoring_pb2.DESCRIPTOR.services_by_name["ScoringService"].full_name
@@ -41,9 +43,10 @@ def container(pod: dict[str, Any]) -> dict[str, Any]:
     return only
 
 
-def validate(path: Path) -> subprocess.CompletedProcess[str]:
+def look(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a Python tool for manifests, in the environment of its own."""
     return subprocess.run(
-        [sys.executable, VALIDATE, "--strict", path],
+        [sys.executable, *command],
         env=os.environ | {"PYTHONPATH": str(TOOLS)},
         capture_output=True,
         text=True,
@@ -53,12 +56,12 @@ def validate(path: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.skipif(not VALIDATE.exists(), reason="the schemas are not there: make deploy-tools")
 def test_manifests_are_what_kubernetes_describes(tmp_path: Path) -> None:
-    done = validate(MANIFEST)
+    done = look(VALIDATE, "--strict", MANIFEST)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (done.stdout + done.stderr).count("passed") == len(documents())
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text(MANIFEST.read_text().replace("periodSeconds", "periodSecond"))
-    assert validate(wrong).returncode != 0
+    assert look(VALIDATE, "--strict", wrong).returncode != 0
 
 
 def test_probes_ask_for_services_there_are(container: dict[str, Any]) -> None:
@@ -117,6 +120,25 @@ def test_compose_closes_what_it_runs_and_mounts_what_is_there() -> None:
     grace_s = ServerConfig().grace_s
     assert float(server["stop_grace_period"].removesuffix("s")) >= grace_s + LAST_WORDS_S
     assert (COMPOSE.parent / server["build"]["context"]).resolve() == ROOT
+
+
+@pytest.mark.skipif(not COMPOSE_SCHEMA.exists(), reason="no schema: make deploy-tools")
+def test_the_compose_file_is_what_compose_describes(tmp_path: Path) -> None:
+    compose = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))
+    # The schema at hand is of compose 1.29; the project's name in the file came with compose 2.
+    assert compose.pop("name") == "deqlm"
+
+    def valid(name: str, value: object) -> bool:
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(value))
+        done = look("-m", "jsonschema", "-i", path, COMPOSE_SCHEMA)
+        return done.returncode == 0
+
+    assert valid("ours", compose)
+    del compose["services"]["deqlm"]["read_only"]
+    assert valid("other", compose)
+    compose["services"]["deqlm"]["readonly"] = True
+    assert not valid("wrong", compose)
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not there")

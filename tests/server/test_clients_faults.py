@@ -146,6 +146,24 @@ def test_a_defect_in_one_call_is_internal_and_others_go_on(make_server):
     wait_until_idle(server)
 
 
+def test_no_memory_beside_the_engine(make_server, monkeypatch):
+    """Of a call that is being read, say: it fails as one does for which the engine has none."""
+    server = make_server()
+    stubs = Stubs(server.channel)
+    session = stubs.create()
+
+    def full(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(type(server.engine().tokenizer), "encode", full)
+    told = fails(lambda: stubs.score("It was", session_id=session))
+    assert (told.code, told.reason) == ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY")
+    assert told.retry_s > 0
+    monkeypatch.undo()
+    assert stubs.score("It", session_id=session).position == 1
+    wait_until_idle(server)
+
+
 def test_the_owners_share_of_the_queue(make_server):
     server = make_server(max_running=1, max_queue=8, max_owner_queue=2)
     ann, bob = (Stubs(server.channel, owner=name) for name in ("ann", "bob"))
