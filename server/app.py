@@ -149,9 +149,7 @@ class Server:
 
     async def check(self) -> Findings:
         """Look whether everything adds up, and log it."""
-        found = await self._invariants.check()
-        for problem in found.problems:
-            _log.error("invariant broken: %s", problem)
+        found = await self._looked_at()
         _log.info(
             "invariants checked: %d problems, %d calls, %d leases, %d streams",
             len(found.problems),
@@ -159,6 +157,12 @@ class Server:
             found.leases,
             found.streams,
         )
+        return found
+
+    async def _looked_at(self) -> Findings:
+        found = await self._invariants.check()
+        for problem in found.problems:
+            _log.error("invariant broken: %s", problem)
         return found
 
     async def profile(self) -> None:
@@ -206,6 +210,7 @@ class Server:
         )
         await self._guard.wait_idle(_LAST_WORDS_S)
         await self._attempts.wait(_LAST_WORDS_S)
+        await self._looked_at()
         await asyncio.to_thread(self._persistence.close)
         self._health.close()
         await self._server.stop(_LAST_WORDS_S)

@@ -24,8 +24,8 @@ METRICS_OFF = -1
 """``metrics_port`` of a server without metrics."""
 
 _MAX_PORT = 65535
-_STORE = re.compile(r"memory|sqlite:.+|rediss?://.+")
-_STORES = "memory, sqlite:PATH or redis://HOST:PORT/DB"
+_STORE = re.compile(r"memory|sqlite:.+|rediss?://.+|[^:]*/.*")
+_STORES = "memory, sqlite:PATH, a path with a / in it, or redis://HOST:PORT/DB"
 _COLLECTOR = re.compile(r"https?://[^/@\s]+:(\d{1,5})")
 _COLLECTORS = "http://HOST:PORT or https://HOST:PORT with PORT in [1, 65535]"
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
@@ -186,7 +186,7 @@ class ServerConfig(TelemetryOptions):
         overload_queue: requests that may wait before tolerances are loosened.
         guess_ahead: most tokens of a text that are guessed, and solved, while the solve of the one before them ends; what is drawn stays the same, up to the tolerance; 0 guesses none.
         prefix_cache: tokens of ended calls whose solutions are kept, so that what begins alike is solved once; only within one owner; 0 shares nothing.
-        session_store: where sessions are kept away from the device: memory, sqlite:PATH, or redis://HOST:PORT/DB, whose sessions outlive the server.
+        session_store: where sessions are kept away from the device: memory, sqlite:PATH (a path with a / in it, such as ./sessions.db, is taken so), or redis://HOST:PORT/DB, whose sessions outlive the server.
         store_sync: what an answered call to sqlite survives: normal the end of the process, full a power failure as well.
         store_timeout_s: seconds that a call waits for the store before it is answered without.
         state_format: number format of the states of sessions in the store; bfloat16 takes half the room, and adds an error of up to 0.002 of each number.

@@ -9,7 +9,7 @@ from server.store.sqlite import SQLiteStore, Sync
 
 
 def open_store(name: str, *, sync: Sync, timeout_s: float) -> SessionStore:
-    """The store that ``memory``, ``sqlite:PATH`` or ``redis://...`` names.
+    """The store that ``memory``, ``sqlite:PATH``, a path or ``redis://...`` names.
 
     Raises:
         StoreOpenError: it cannot be opened.
@@ -19,4 +19,6 @@ def open_store(name: str, *, sync: Sync, timeout_s: float) -> SessionStore:
         return MemoryStore()
     if kind == "sqlite":
         return SQLiteStore(Path(rest), sync=sync, timeout_s=timeout_s)
+    if "/" in kind:  # which no other kind of store has
+        return SQLiteStore(Path(name), sync=sync, timeout_s=timeout_s)
     return RedisStore(name, timeout_s=timeout_s)

@@ -250,8 +250,9 @@ def test_an_interrupt_keeps_what_there_is(live_server, tmp_path):
         assert run.poll() is None, run.communicate()
         time.sleep(0.05)
     run.send_signal(signal.SIGINT)
-    run.communicate(timeout=100)
+    _, told = run.communicate(timeout=100)
     assert run.returncode == 130
+    assert f"interrupted; `deqlm loadtest report {out}` tells" in told.decode()
     (stage,) = lines(out, "stages.jsonl")
     assert stage["ended_early"] == "it was interrupted"
     # The sending processes have ended, too: their records have whole lines.

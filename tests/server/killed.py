@@ -97,9 +97,11 @@ class Killed:
         self.process.wait()
 
     def end(self) -> int:
-        """Stops it in an orderly way; its exit code."""
+        """Stops it in an orderly way; its exit code. Then it looks whether everything adds up."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=60)
+        code = self.process.wait(timeout=60)
+        assert "invariant broken" not in self.log_path.read_text()
+        return code
 
 
 def _free_port() -> int:

@@ -126,6 +126,8 @@ def test_a_model_of_null_is_none(tmp_path):
         ({"tol": -0.1}, r"tol must be in \[0, 1\), got -0.1"),
         ({"tol": float("nan")}, r"tol must be in \[0, 1\), got nan"),
         ({"window": 0}, r"window must be at least 1, got 0"),
+        ({"session_store": "sessions.db"}, r"session_store must be memory, sqlite:PATH, a path wi"),
+        ({"session_store": "mysql://host/db"}, r"session_store must be memory, sqlite:PATH, .*got"),
         ({"device": "tpu"}, r"device must be cpu, cuda or cuda:N, got 'tpu'"),
         ({"grace_s": -1.0}, r"grace_s must be at least 0, got -1.0"),
         ({"max_ttl_s": float("inf")}, r"max_ttl_s must be finite and above 0, got inf"),

@@ -43,6 +43,17 @@ def test_what_is_broken_is_told_and_logged(live_server, stubs, session, caplog):
     assert list(ask(live_server).problems) == []
 
 
+def test_a_server_that_ends_looks_once_more(make_server, caplog):
+    server = make_server()
+    engine = server.engine()
+    server.run(server.server.stop(grace_s=0.0))
+    assert "invariant broken" not in caplog.text
+    slot = engine._slots.acquire()
+    server.run(server.server.stop(grace_s=0.0))
+    assert f"invariant broken: model 'pieces': slot {slot}" in caplog.text
+    engine._slots.release(slot)
+
+
 def test_the_command(live_server, capsys):
     arguments = ["--address", live_server.address]
     assert check.main(arguments, "deqlm check") == 0

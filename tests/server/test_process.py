@@ -57,10 +57,11 @@ class Process:
         raise AssertionError("it ended: " + "".join(self.lines))
 
     def wait(self) -> int:
-        """Exit code."""
+        """Exit code; a server that ends in order has looked whether everything adds up."""
         code = self.process.wait(timeout=100)
         self._thread.join()
         self.process.stderr.close()
+        assert not [line for line in self.lines if "invariant broken" in line]
         return code
 
 

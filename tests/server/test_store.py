@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.config import ServerConfig
 from server.engine.results import Totals
 from server.engine.snapshots import Answer, Snapshot, States, pack_tokens, unpack_tokens
 from server.engine.solve import Solve, Solved
@@ -44,6 +45,18 @@ def make_snapshot(tokens: int = 5, **changes: object) -> Snapshot:
         "answers": (Answer("k", b"digest", b"answer"), Answer("l", b"other", None)),
     }
     return Snapshot(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", ["sqlite:{}", "{}"])
+@pytest.mark.parametrize("name", ["sessions.db", "a:b.db"])
+def test_a_path_is_a_file_of_sqlite(form: str, name: str, tmp_path: Path) -> None:
+    told = form.format(tmp_path / name)
+    assert ServerConfig(session_store=told).session_store == told
+    store = open_store(told, sync="normal", timeout_s=2.0)
+    store.write([Entry("a", b"head", b"body")], [])
+    store.close()
+    assert store.outlives
+    assert (tmp_path / name).read_bytes().startswith(b"SQLite format 3")
 
 
 class TestBlob:
