@@ -38,8 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_BROKEN_PIPE
     except OSError as error:  # a full disk, a name too long: a trace would tell no more
         _discard_output()
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        name = " ".join([PROGRAM, *(one for one in arguments[:1] if one in COMMANDS)])
+        print(f"{name}: {_told(error)}", file=sys.stderr)
         return EXIT_FAILURE
+
+
+def _told(error: OSError) -> str:
+    """What the system said, and of which file where it tells."""
+    said = error.strerror or str(error)
+    return f"{said}: {error.filename}" if error.filename else said
 
 
 def _dispatch(arguments: list[str]) -> int:

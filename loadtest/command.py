@@ -84,7 +84,13 @@ def _run(argv: list[str], prog: str) -> int:
 
     settings = read(command, argv, build)
     out = _folder(settings.run.out)
-    return asyncio.run(_conducted(settings, out, prog))
+    try:
+        return asyncio.run(_conducted(settings, out, prog))
+    except KeyboardInterrupt:
+        if (out / "stages.jsonl").exists():
+            report = f"{prog.removesuffix(' run')} report {out}"
+            say(f"{prog}: interrupted; `{report}` tells what there is until then")
+        raise
 
 
 def _check_files(settings: "Settings") -> None:

@@ -92,6 +92,8 @@ class Record:
 _FIELDS: Final = frozenset(item.name for item in fields(Record))
 _PLAN: Final = frozenset(item.name for item in fields(Planned))
 _NUMBER: Final = (int, float)
+_LONGEST_S: Final = 1e9
+"""Of a time that somebody can have measured."""
 _COUNTS: Final = (
     "stage", "process", "scored", "generated", "unconverged", "solved", "shared",
 )  # fmt: skip
@@ -122,6 +124,9 @@ def from_json(value: Any) -> Record:
             raise ValueError(f"{name} must not be {found!r}")
     if any(type(seconds) not in _NUMBER for seconds in value["times_s"]):
         raise ValueError("times_s must be numbers")
+    instants = (value["plan"]["at_s"], value["done_s"], value["sent_s"] or 0.0, *value["times_s"])
+    if not all(abs(seconds) <= _LONGEST_S for seconds in instants):  # NaN is not
+        raise ValueError(f"times must be at most {_LONGEST_S:g} s")
     return Record(**value | {"plan": Planned(**value["plan"]), "calls": calls})
 
 

@@ -10,6 +10,9 @@ from loadtest.settings import Settings
 from loadtest.stages import Stage
 
 _STAGE: Final = frozenset(item.name for item in fields(Stage))
+_WORDS: Final = frozenset({"label", "pattern"})
+_LARGEST: Final = 1e15
+"""Of a number that can be drawn: bytes, and less of anything else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,13 +76,12 @@ class Result:
         except (ValueError, TypeError, KeyError) as error:
             raise RecordError(f"{folder / 'run.json'}: settings are damaged: {error}") from None
         records = read_records(folder)
-        samples = folder / "server.jsonl"
         return cls(
             folder=folder,
             about=about,
             settings=settings,
             stages=_stages(folder / "stages.jsonl", records),
-            samples=list(read_lines(samples)) if samples.exists() else [],
+            samples=_samples(folder / "server.jsonl"),
         )
 
     @property
@@ -91,6 +93,18 @@ class Result:
     def ended_early(self) -> str | None:
         """Why the run did not come to its end; None if it did."""
         return next((one.ended_early for one in self.stages if one.ended_early), None)
+
+
+def _samples(path: Path) -> list[dict[str, float]]:
+    """What of the samples can be drawn; none without the file. Raises RecordError."""
+    samples = []
+    for number, sample in enumerate(read_lines(path) if path.exists() else (), start=1):
+        numbers = sample.values() if isinstance(sample, dict) else (None,)
+        if not all(type(one) in (int, float) for one in numbers) or "run_s" not in sample:
+            raise RecordError(f"{path}, line {number}: is no sample: it must have numbers, by name")
+        finite = {name: one for name, one in sample.items() if abs(one) <= _LARGEST}
+        samples += [finite] if "run_s" in finite else []
+    return samples
 
 
 def _about(path: Path) -> dict[str, Any]:
@@ -111,9 +125,20 @@ def _stages(path: Path, records: list[Record]) -> list[StageResult]:
     for line in read_lines(path):
         try:
             stage = Stage(**{name: line.pop(name) for name in _STAGE})
+            _check(stage, line["run_s"])
             found.append(StageResult(stage=stage, records=by_stage.get(stage.number, []), **line))
-        except (TypeError, KeyError, AttributeError) as error:
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise RecordError(f"{path}: a stage is damaged: {error}") from None
     if not found:
         raise RecordError(f"{path} has no stage")
     return found
+
+
+def _check(stage: Stage, run_s: object) -> None:
+    """Raises ValueError: of another kind than what is counted and drawn."""
+    found = {name: getattr(stage, name) for name in _STAGE} | {"run_s": run_s}
+    for name, value in found.items():
+        if name in _WORDS and type(value) is not str:
+            raise ValueError(f"{name} must be text, got {value!r}")
+        if name not in _WORDS and not (isinstance(value, int | float) and abs(value) <= _LARGEST):
+            raise ValueError(f"{name} must be a number, got {value!r}")

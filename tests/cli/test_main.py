@@ -108,17 +108,20 @@ def test_closed_pipe_ends_quietly() -> None:
         assert process.wait(timeout=60) == 141
 
 
-def test_output_that_cannot_be_written_is_one_line() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "name"), [(["--help"], "deqlm"), (["loadtest", "--help"], "deqlm loadtest")]
+)
+def test_output_that_cannot_be_written_is_one_line(arguments: list[str], name: str) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "cli", "--help"],
+            [sys.executable, "-m", "cli", *arguments],
             cwd=ROOT,
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
             timeout=60,
         )
-    assert (done.returncode, done.stderr) == (1, "deqlm: [Errno 28] No space left on device\n")
+    assert (done.returncode, done.stderr) == (1, f"{name}: No space left on device\n")
 
 
 def test_what_a_terminal_cannot_show_is_shown_by_number() -> None:

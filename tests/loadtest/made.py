@@ -84,3 +84,15 @@ def settings(**more: Any) -> Settings:
 
 def result(*stages: StageResult, folder: Path = Path("run")) -> Result:
     return Result(folder=folder, about={}, settings=settings(), stages=list(stages), samples=[])
+
+
+def write_run(folder: Path, one: StageResult, *, version: str = "1") -> Path:
+    """A run of one stage, as it lies on disk."""
+    folder.mkdir()
+    about = {"server": {"version": version}, "settings": settings().to_json()}
+    (folder / "run.json").write_text(json.dumps(about))
+    lines = "".join(record.to_line() for record in one.records)
+    (folder / "requests-0.jsonl").write_text(lines)
+    line = {**one.stage.to_json(), "run_s": 0.0, "ended_early": None, "workers": []}
+    (folder / "stages.jsonl").write_text(json.dumps({**line, "counts": None}) + "\n")
+    return folder

@@ -2,6 +2,7 @@
 
 import json
 import lzma
+import math
 import os
 import re
 import signal
@@ -15,8 +16,9 @@ import psutil
 import pytest
 
 from loadtest.records import RecordError, read_records
+from loadtest.results import Result
 from loadtest.traces import read_trace
-from tests.loadtest.made import lines, record
+from tests.loadtest.made import lines, record, stage_result, write_run
 from tests.server.test_process import Process
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -248,8 +250,9 @@ def test_an_interrupt_keeps_what_there_is(live_server, tmp_path):
         assert run.poll() is None, run.communicate()
         time.sleep(0.05)
     run.send_signal(signal.SIGINT)
-    run.communicate(timeout=100)
+    _, told = run.communicate(timeout=100)
     assert run.returncode == 130
+    assert f"interrupted; `deqlm loadtest report {out}` tells" in told.decode()
     (stage,) = lines(out, "stages.jsonl")
     assert stage["ended_early"] == "it was interrupted"
     # The sending processes have ended, too: their records have whole lines.
@@ -279,6 +282,43 @@ def test_a_record_with_something_else_in_it(tmp_path, name, value):
     path.write_text(f"{json.dumps(good)}\n{json.dumps(good | {name: value})}\n")
     with pytest.raises(RecordError, match=f"requests-0.jsonl, line 2: is no record: {name} must"):
         read_records(tmp_path)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e300])
+@pytest.mark.parametrize("name", ["at_s", "done_s", "sent_s", "times_s"])
+def test_a_time_that_nobody_can_have_measured(tmp_path, name, value):
+    odd = json.loads(record().to_line())
+    place = odd["plan"] if name == "at_s" else odd
+    place[name] = [value] if name == "times_s" else value
+    (tmp_path / "requests-0.jsonl").write_text(json.dumps(odd) + "\n")
+    with pytest.raises(RecordError, match="line 1: is no record: times must be at most"):
+        read_records(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "problem"),
+    [
+        ("stages.jsonl", {"label": None}, "a stage is damaged: label must be text, got None"),
+        ("stages.jsonl", {"rate": "x"}, "a stage is damaged: rate must be a number, got 'x'"),
+        ("stages.jsonl", {"seconds": math.nan}, "seconds must be a number, got nan"),
+        ("stages.jsonl", {"run_s": []}, r"run_s must be a number, got \[\]"),
+        ("server.jsonl", {"memory": "x"}, "line 1: is no sample: it must have numbers"),
+        ("server.jsonl", {"run_s": None}, "line 1: is no sample: it must have numbers"),
+    ],
+)
+def test_a_damaged_run(tmp_path, file, change, problem):
+    folder = write_run(tmp_path / "run", stage_result(record()))
+    given = {"server.jsonl": [{"run_s": 1.0, "memory": 1}]}.get(file) or lines(folder, file)
+    (folder / file).write_text(json.dumps(given[0] | change) + "\n")
+    with pytest.raises(RecordError, match=f"{file}.*{problem}"):
+        Result.read(folder)
+
+
+def test_samples_that_cannot_be_drawn_are_left_out(tmp_path):
+    folder = write_run(tmp_path / "run", stage_result(record()))
+    samples = [{"run_s": 1.0, "a": math.nan, "b": 2.0}, {"run_s": math.inf, "b": 2.0}]
+    (folder / "server.jsonl").write_text("".join(json.dumps(one) + "\n" for one in samples))
+    assert Result.read(folder).samples == [{"run_s": 1.0, "b": 2.0}]
 
 
 def test_nesting_without_end(tmp_path):

@@ -1,13 +1,11 @@
 """Two runs side by side."""
 
-import json
-
 import pytest
 
 from loadtest.compare import changes, differences, unlike
 from loadtest.figures import figures
 from loadtest.objectives import Objectives
-from tests.loadtest.made import record, settings, stage, stage_result
+from tests.loadtest.made import record, stage, stage_result, write_run
 
 NONE = Objectives(score_s=None)
 
@@ -79,16 +77,7 @@ def on_disk(tmp_path):
     """Writes a run whose requests took so long."""
 
     def write(name, seconds):
-        folder = tmp_path / name
-        folder.mkdir()
-        one = some(200, seconds)
-        about = {"server": {"version": name}, "settings": settings().to_json()}
-        (folder / "run.json").write_text(json.dumps(about))
-        lines = "".join(record.to_line() for record in one.records)
-        (folder / "requests-0.jsonl").write_text(lines)
-        line = {**one.stage.to_json(), "run_s": 0.0, "ended_early": None, "workers": []}
-        (folder / "stages.jsonl").write_text(json.dumps({**line, "counts": None}) + "\n")
-        return folder
+        return write_run(tmp_path / name, some(200, seconds), version=name)
 
     return write
 
