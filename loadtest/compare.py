@@ -1,13 +1,14 @@
 """``deqlm loadtest compare``: what got better or worse from one run to another."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from loadtest.figures import Figures
 from loadtest.quantiles import Histogram
 from loadtest.summary import SHARED, Table, number, seconds
+from loadtest.timings import timings
 
 LEAST_BEYOND: Final = 5
 """Durations beyond a percentile that is compared; fewer tell of chance."""
@@ -97,18 +98,29 @@ def changes(
 def _of_rates(a: Figures, b: Figures) -> Iterator[Change]:
     for name, field, more_is_better in _RATES:
         before, after = a.values(field), b.values(field)
-        is_clear = min(before) > max(after) or min(after) > max(before)
+        is_clear = _are_apart(before, after)
         yield _change(a.label, name, a.mean(field), b.mean(field), number, more_is_better, is_clear)
 
 
 def _of_times(a: Figures, b: Figures) -> Iterator[Change]:
+    repeats = [[timings([result]) for result in one.results] for one in (a, b)]
     for name, pick in _TIMES:
         before, after = pick(a.timings), pick(b.timings)
         for rank, word in ((50.0, "p50"), (90.0, "p90"), (99.0, "p99")):
             count = min(len(before), len(after))
             if count * (1.0 - rank / 100.0) >= LEAST_BEYOND:
                 values = before.at(rank), after.at(rank)
-                yield _change(a.label, f"{name} {word}", *values, seconds, False, True)
+                is_clear = _are_apart(*(_of_each(map(pick, some), rank) for some in repeats))
+                yield _change(a.label, f"{name} {word}", *values, seconds, False, is_clear)
+
+
+def _of_each(repeats: Iterable[Histogram], rank: float) -> list[float]:
+    return [one.at(rank) for one in repeats if len(one)]
+
+
+def _are_apart(before: Sequence[float], after: Sequence[float]) -> bool:
+    """Whether all repeats of one run are beyond all of the other."""
+    return min(before) > max(after) or min(after) > max(before)
 
 
 def _change(

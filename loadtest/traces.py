@@ -23,7 +23,7 @@ def to_line(plan: Planned) -> str:
 
 
 def read_trace(path: Path) -> list[Planned]:
-    """The arrivals of a trace, or of a run's first stage, in order and from 0 s on.
+    """The arrivals of a trace, or of a run's last stage, in order and from 0 s on.
 
     Raises:
         RecordError: it cannot be read, is empty, or an arrival is impossible; says which.

@@ -11,6 +11,7 @@ from scripts.dashboard.panels import (
     heat,
     mean,
     quantile,
+    quantiles,
     rate,
 )
 
@@ -60,13 +61,8 @@ ROWS: tuple[Row, ...] = (
                     ("p99 {{model}}", quantile(0.99, "deqlm_nfe_per_token", "model")),
                 ),
             ),
-            Panel(
-                title="Residual at acceptance",
-                queries=(
-                    ("p50 {{model}}", quantile(0.5, "deqlm_token_residual", "model")),
-                    ("p99 {{model}}", quantile(0.99, "deqlm_token_residual", "model")),
-                ),
-                unit="sci",
+            quantiles(
+                "Residual at acceptance", "deqlm_token_residual", unit="sci", exemplars=False
             ),
             Panel(
                 title="Not converged",
@@ -98,14 +94,7 @@ ROWS: tuple[Row, ...] = (
                 text="1 where solves begin at zeros; what a warm start gains is below that.",
                 queries=(("{{model}}", mean("deqlm_first_residual")),),
             ),
-            Panel(
-                title="One call of f",
-                queries=(
-                    ("p50 {{model}}", quantile(0.5, "deqlm_f_call_seconds", "model")),
-                    ("p99 {{model}}", quantile(0.99, "deqlm_f_call_seconds", "model")),
-                ),
-                unit="s",
-            ),
+            quantiles("One call of f", "deqlm_f_call_seconds", exemplars=False),
             Panel(
                 title="Time spent in f",
                 text="Share of a second; near 1 the engine is at its capacity.",
@@ -159,19 +148,8 @@ ROWS: tuple[Row, ...] = (
                     ("back by {{by}}", rate("deqlm_session_returns_total", "by")),
                 ),
             ),
-            Panel(
-                title="Session store",
-                queries=(
-                    (
-                        "p50 {{operation}}",
-                        quantile(0.5, "deqlm_store_seconds", "operation", where=HERE),
-                    ),
-                    (
-                        "p99 {{operation}}",
-                        quantile(0.99, "deqlm_store_seconds", "operation", where=HERE),
-                    ),
-                ),
-                unit="s",
+            quantiles(
+                "Session store", "deqlm_store_seconds", by="operation", where=HERE, exemplars=False
             ),
             Panel(
                 title="Failures of the store",

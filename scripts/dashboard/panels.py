@@ -59,16 +59,28 @@ def gauge(name: str, *by: str, where: str = MODEL) -> str:
     return f"sum by ({', '.join(by)}) ({name}{{{where}}})"
 
 
-def quantiles(title: str, histogram: str, text: str = "") -> Panel:
+def quantiles(
+    title: str,
+    histogram: str,
+    text: str = "",
+    *,
+    by: str = "model",
+    where: str = MODEL,
+    unit: str = "s",
+    exemplars: bool = True,
+) -> Panel:
     lines = ((0.5, "p50"), (0.9, "p90"), (0.99, "p99"))
     return Panel(
         title=title,
         queries=tuple(
-            [(f"{word} {{{{model}}}}", quantile(q, histogram, "model")) for q, word in lines]
+            [
+                (f"{word} {{{{{by}}}}}", quantile(share, histogram, by, where=where))
+                for share, word in lines
+            ]
         ),
-        unit="s",
+        unit=unit,
         text=text,
-        exemplars=True,
+        exemplars=exemplars,
     )
 
 

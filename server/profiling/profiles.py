@@ -68,7 +68,7 @@ class Profiles:
             engine: that is to be looked at.
             steps: most of them.
             max_time_s: seconds after which it ends all the same.
-            why: id of the request, for whoever reads it.
+            why: id of the request, or what else asks for it, for whoever reads it.
 
         Raises:
             ProfilesOff, ProfileRunning, ProfileFailed: as they say.

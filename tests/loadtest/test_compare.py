@@ -50,6 +50,12 @@ def test_what_repeats_differ_in_tells_nothing():
     assert found(before, [some(40, 0.1)])["answered/s"].verdict(0.1) == "worse"
 
 
+def test_what_times_of_repeats_differ_in_tells_nothing():
+    before = [some(100, 0.1), some(100, 0.4, repeat=1)]
+    assert found(before, [some(100, 0.3)])["whole p50"].verdict(0.1) == ""
+    assert found(before, [some(100, 0.5)])["whole p50"].verdict(0.1) == "worse"
+
+
 def test_settings_that_differ_are_told():
     assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}) == [
         "a.c: 2 before, 3 after",
