@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import stat
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,14 +106,18 @@ def _signature(thing: Reloadable) -> _Signature:
 
 def _of(path: Path) -> _Signature:
     try:
-        stat = path.stat()
+        found = path.stat()
     except OSError as error:
         return (error.errno,)
-    return (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    return (found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def _check_files(thing: Reloadable) -> None:
     """Raises SecurityFileError for a pipe and the like: who reads one may wait for ever."""
     for path in thing.files:
-        if path.exists() and not (path.is_file() or path.is_dir()):
+        try:
+            mode = path.stat().st_mode
+        except OSError:
+            continue  # which is told when it is read
+        if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISSOCK(mode):
             raise SecurityFileError(f"{path} must be a file to be read anew, not a pipe or device")
