@@ -20,7 +20,6 @@ from client.commands.profile import main
 from client.errors import Aborted, FailedPrecondition, InvalidArgument
 from client.sync import Client
 from deqlm.v1 import admin_pb2
-from server.profiling.stacks import Stacks
 from tests.server.calls import ENDLESS, TIMEOUT_S, Stubs, fails
 from tests.server.live import LiveServer
 from tests.server.security.people import people, stubs_of, write
@@ -347,35 +346,3 @@ def test_a_signal_without_a_folder(tiny_models):
     finally:
         process.process.terminate()
     assert process.wait() == 0
-
-
-class TestStacks:
-    def test_they_are_of_the_other_threads(self):
-        stop = threading.Event()
-        waiting = threading.Thread(target=lambda: stop.wait(TIMEOUT_S), name="a;b")
-        waiting.start()
-        with Stacks() as stacks:
-            while stacks.samples < 5:
-                time.sleep(0.001)
-        stop.set()
-        waiting.join()
-        lines = stacks.text().splitlines()
-        assert any(line.startswith("a:b;") for line in lines)
-        assert any(
-            "test_they_are_of_the_other_threads (server/test_profiling.py:" in li for li in lines
-        )
-        assert not any(line.startswith("stacks;") for line in lines)
-
-    def test_deep_ones_are_cut(self):
-        def deep(levels, act):
-            return deep(levels - 1, act) if levels else act()
-
-        with Stacks() as stacks:
-
-            def wait():
-                while stacks.samples < 3:
-                    time.sleep(0.001)
-
-            deep(300, wait)
-        depths = [line.count(";") for line in stacks.text().splitlines()]
-        assert max(depths) == 100

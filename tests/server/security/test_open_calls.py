@@ -2,6 +2,7 @@
 
 import datetime
 import threading
+from contextlib import contextmanager
 
 import grpc
 import pytest
@@ -184,28 +185,38 @@ async def looked(server):
     server.server._guarding.gate.open_calls.look()
 
 
-def test_a_certificate_that_expires_ends_what_its_connection_does(make_server, tmp_path):
-    authority = trustme.CA()
-    files = issue(tmp_path, "server", authority, "127.0.0.1")
-    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=6)
-    ann = issue(tmp_path, "ann", authority, "ann.example.org", not_after=soon)
-    server = make_server(**server_options(files, tls_client_ca=files.ca))
+@contextmanager
+def begun(server, ann):
+    """A client with a certificate, and the answers of its stream, which says nothing more."""
     over = threading.Event()
 
     def pieces():
         yield [5, 6, 7]
         over.wait(TIMEOUT_S)
 
-    tls = Tls(ca=files.ca, cert=ann.cert, key=ann.key)
-    with Client(server.address, tls=tls) as client:
+    with Client(server.address, tls=Tls(ca=ann.ca, cert=ann.cert, key=ann.key)) as client:
         answers = client.score_stream(pieces())
         assert next(answers).committed_position == 3
+        try:
+            yield client, answers
+        finally:
+            over.set()
+
+
+def test_a_certificate_that_expires_ends_what_its_connection_does(make_server, tmp_path):
+    authority = trustme.CA()
+    files = issue(tmp_path, "server", authority, "127.0.0.1")
+    server = make_server(**server_options(files, tls_client_ca=files.ca))
+    # Only now: a connection and a first answer must come in time. Certificates know no fractions.
+    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=8)
+    soon = soon.replace(microsecond=0)
+    ann = issue(tmp_path, "ann", authority, "ann.example.org", not_after=soon)
+    with begun(server, ann) as (client, answers):
         with pytest.raises(Unauthenticated):
             list(answers)
         assert datetime.datetime.now(datetime.UTC) >= soon
         with pytest.raises(Unauthenticated):
             client.score("It")
-    over.set()
 
 
 def test_a_certificate_that_stands_for_nobody_any_more(make_server, tmp_path):
@@ -214,17 +225,7 @@ def test_a_certificate_that_stands_for_nobody_any_more(make_server, tmp_path):
     ann = issue(tmp_path, "ann", authority, "ann.example.org")
     path = write(tmp_path / "auth.yaml", people(ann={"identities": ["dns:ann.example.org"]}))
     server = make_server(**server_options(files, tls_client_ca=files.ca, auth_file=path))
-    over = threading.Event()
-
-    def pieces():
-        yield [5, 6, 7]
-        over.wait(TIMEOUT_S)
-
-    tls = Tls(ca=files.ca, cert=ann.cert, key=ann.key)
-    with Client(server.address, tls=tls) as client:
-        answers = client.score_stream(pieces())
-        assert next(answers).committed_position == 3
+    with begun(server, ann) as (_, answers):
         now_are(server, people())
         with pytest.raises(Unauthenticated):
             list(answers)
-        over.set()
