@@ -12,6 +12,8 @@ from loadtest.sizes import LONGEST
 from loadtest.stages import Planned
 
 _FIELDS: Final = {item.name for item in fields(Planned)}
+_LONGEST_S: Final = 7 * 86400
+"""Of a trace."""
 _WHOLE: Final = ("words", "piece", "max_tokens", "turns")
 
 
@@ -33,7 +35,13 @@ def read_trace(path: Path) -> list[Planned]:
         raise RecordError(f"{path} has no arrivals")
     if len(arrivals) > MOST_ARRIVALS:
         raise RecordError(f"{path} has {len(arrivals)} arrivals, the most is {MOST_ARRIVALS}")
-    return sorted(arrivals, key=lambda one: one.at_s)
+    arrivals.sort(key=lambda one: one.at_s)
+    if arrivals[-1].at_s > _LONGEST_S:
+        raise RecordError(
+            f"{path} must not last longer than {_LONGEST_S} s, its last at_s is "
+            f"{arrivals[-1].at_s:g}"
+        )
+    return arrivals
 
 
 def _of_run(folder: Path) -> list[Planned]:

@@ -321,6 +321,14 @@ def test_samples_that_cannot_be_drawn_are_left_out(tmp_path):
     assert Result.read(folder).samples == [{"run_s": 1.0, "b": 2.0}]
 
 
+def test_a_trace_that_lasts_for_ages(tmp_path):
+    path = tmp_path / "trace.jsonl"
+    lines = [json.dumps({"at_s": at_s, "kind": "score", "words": 5}) for at_s in (1e12, 1.0)]
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(RecordError, match=r"must not last longer than 604800 s, .* is 1e\+12"):
+        read_trace(path)
+
+
 def test_nesting_without_end(tmp_path):
     path = tmp_path / "trace.jsonl"
     path.write_text("[" * 100_000 + "\n")
