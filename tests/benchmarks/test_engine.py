@@ -93,6 +93,7 @@ def test_nested_parts_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_server_and_trained_models(tiny: Path, tmp_path: Path, capsys) -> None:
     found, printed = run(tiny, tmp_path, capsys, "--only=grpc,trained", "--settings=float32")
     rates = found["grpc"]["float32"]["tokens_per_s"]
@@ -215,6 +216,7 @@ def test_targets_are_told_where_they_were_measured() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_map_is_fitted_once(tmp_path: Path) -> None:
     """On a trained model: what a random one becomes is hard to foretell, and a map is not kept."""
     folder = tmp_path / "copy"

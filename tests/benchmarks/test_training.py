@@ -150,6 +150,7 @@ def test_what_autograd_keeps_does_not_grow_with_the_budget() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_benchmark_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "results.json"
     training.main(["--quick", "--settings", "loose", "--regimes", "trained", "--out", str(out)])

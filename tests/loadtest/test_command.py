@@ -128,6 +128,7 @@ def test_texts_that_the_server_has_solved_before_are_told(loadtest, tiny_models,
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_sweep_past_saturation(loadtest, target, tmp_path):
     """What overload does must show: answers level off, and latency and failures grow."""
     out = tmp_path / "run"

@@ -76,12 +76,12 @@ def test_a_deadline_between_the_messages_of_a_stream(live_server, stubs, session
     def messages():
         yield "It was "
         yield FLUSH
-        threading.Event().wait(1.5)
+        threading.Event().wait(4.0)
 
     from tests.server.calls import stream_messages
 
     responses = stubs.scoring.ScoreStream(
-        stream_messages(messages(), {"session_id": session}), timeout=0.7, metadata=stubs.metadata
+        stream_messages(messages(), {"session_id": session}), timeout=2.0, metadata=stubs.metadata
     )
     position = next(responses).committed_position
     assert fails(lambda: list(responses)).code == "DEADLINE_EXCEEDED"

@@ -87,7 +87,7 @@ def test_failures(server):
             stubs.score("")
         solver = common_pb2.SolverOptions(tol=1e-30, max_nfe=1000)
         with pytest.raises(grpc.RpcError):
-            stubs.score([7] * 3000, solver=solver, timeout=0.2)
+            stubs.score([7] * 3000, solver=solver, timeout=1.0)
         server.run(server.server._guard.wait_idle(10))
 
     change = moved(server, fail)

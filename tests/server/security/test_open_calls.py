@@ -84,11 +84,10 @@ def test_a_token_that_becomes_somebody_elses_ends_them_too(guarded):
     assert stream.ending().code == "UNAUTHENTICATED"
 
 
-def test_a_token_that_expires_ends_them(make_server, tmp_path):
-    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=4)
-    content = people(bob={"tokens": [entry(TOKENS["bob"], expires=soon)]})
-    server = make_server(auth_file=write(tmp_path / "auth.yaml", content))
-    assert Stream(server, "bob").ending().code == "UNAUTHENTICATED"
+def test_a_token_that_expires_ends_them(guarded):
+    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=6)
+    now_are(guarded, people(bob={"tokens": [entry(TOKENS["bob"], expires=soon)]}))
+    assert Stream(guarded, "bob").ending().code == "UNAUTHENTICATED"
     assert datetime.datetime.now(datetime.UTC) >= soon
 
 
