@@ -7,6 +7,7 @@ from typing import Any, Final, Self
 
 from loadtest.records import Record, RecordError, read_lines, read_records
 from loadtest.settings import Settings
+from loadtest.shapes import COUNTS, WORKERS, check
 from loadtest.stages import Stage
 
 _STAGE: Final = frozenset(item.name for item in fields(Stage))
@@ -73,7 +74,7 @@ class Result:
         about = _about(folder / "run.json")
         try:
             settings = Settings.from_json(about["settings"])
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise RecordError(f"{folder / 'run.json'}: settings are damaged: {error}") from None
         records = read_records(folder)
         return cls(
@@ -110,11 +111,18 @@ def _samples(path: Path) -> list[dict[str, float]]:
 def _about(path: Path) -> dict[str, Any]:
     try:
         about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return about
     except OSError as error:
         raise RecordError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
         raise RecordError(f"{path} is no JSON") from None
+    try:
+        check(about, {}, "a run")
+        check(about.get("server", {}), {}, "server")
+        check(about.get("client", {}), {}, "client")
+        check(about.get("server", {}).get("n_parameters", 0), int | float, "server.n_parameters")
+    except ValueError as error:
+        raise RecordError(f"{path}: {error}") from None
+    return about
 
 
 def _stages(path: Path, records: list[Record]) -> list[StageResult]:
@@ -126,6 +134,9 @@ def _stages(path: Path, records: list[Record]) -> list[StageResult]:
         try:
             stage = Stage(**{name: line.pop(name) for name in _STAGE})
             _check(stage, line["run_s"])
+            check(line["workers"], WORKERS, "workers")
+            if line["counts"] is not None:
+                check(line["counts"], COUNTS, "counts")
             found.append(StageResult(stage=stage, records=by_stage.get(stage.number, []), **line))
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise RecordError(f"{path}: a stage is damaged: {error}") from None
