@@ -169,6 +169,7 @@ class TestWhatIsNoServer:
             (ok(b"<html>hello</html>"), "does not tell metrics as Prometheus reads them"),
             (ok(b"\xff\xfe\x00"), "does not tell metrics as Prometheus reads them"),
             (ok(b'x{a="b'), "does not tell metrics as Prometheus reads them"),
+            (ok(b"# HELP \0"), "does not tell metrics as Prometheus reads them"),
             (ok(b""), "is not a deqlm server's: it has no deqlm_ready"),
             (ok(b"up 1\n"), "is not a deqlm server's: it has no deqlm_ready"),
             (b"HTTP/1.1 404 Not Found\r\n\r\n", "answers 404 Not Found"),

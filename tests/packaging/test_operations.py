@@ -78,7 +78,7 @@ def test_its_messages_are_told_somewhere(message: str) -> None:
     assert len(MESSAGES) > 12
 
 
-def test_it_leads_to_every_setting_metric_and_alert() -> None:
+def test_it_leads_to_the_pages_that_have_every_setting_metric_and_alert() -> None:
     for page in ("server.md", "monitoring.md", "faults.md", "sessions.md", "security.md"):
         assert f"]({page})" in PAGE
         assert (ROOT / "docs" / page).exists()
