@@ -291,9 +291,7 @@ class ServerConfig(TelemetryOptions):
 
     def _check(self, name: str, holds: bool, bound: str) -> None:
         if not holds:
-            value = getattr(self, name)
-            # Before the @ of a URL there may be a password.
-            told = "…@" + value.rpartition("@")[2] if "@" in str(value) else value
+            told = _without_secrets(getattr(self, name), is_url=name == "session_store")
             raise ServerConfigError(f"{name} must be {bound}, got {told!r}")
 
     def check_exposure(self) -> None:
@@ -360,6 +358,15 @@ class ServerConfig(TelemetryOptions):
     def _named_as(self, kind: type[EngineLimits] | type[RequestLimits]) -> dict[str, Any]:
         """The fields that ``kind`` has as well."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(kind)}
+
+
+def _without_secrets(value: object, *, is_url: bool) -> object:
+    """A value for a message: before the @ of a URL, or anywhere in a bad one, may be a password."""
+    text = str(value)
+    if "@" in text:
+        return "…@" + text.rpartition("@")[2]
+    kind, colon, _ = text.partition(":")
+    return f"{kind}:…" if is_url and colon else value
 
 
 def _is_collector(endpoint: str) -> bool:
