@@ -27,6 +27,7 @@ class Margin:
 
     Attributes:
         times: the margin.
+        is_learned: whether it comes from jobs, or is the first guess.
     """
 
     FIRST = 3.0
@@ -38,6 +39,7 @@ class Margin:
     _LATE = 1.2
 
     times: float = FIRST
+    is_learned: bool = False
     _ratios: deque[float] = field(default_factory=lambda: deque(maxlen=Margin._LAST))
 
     def note(self, foretold_s: float, took_s: float, *, late: bool) -> None:
@@ -46,7 +48,7 @@ class Margin:
         if len(self._ratios) >= self._ENOUGH:
             ranked = sorted(self._ratios)
             found = ranked[len(ranked) * 99 // 100]
-            self.times = min(max(found, self.LEAST), self.MOST)
+            self.times, self.is_learned = min(max(found, self.LEAST), self.MOST), True
 
 
 class Forecast:
@@ -92,14 +94,16 @@ class Forecast:
             foretold_s: the time that it would take.
             has_s: the time until its deadline.
             retry_after_s: what its caller is told.
-            others_wait: whether there is a queue, and so the margin of one.
+            others_wait: whether there is a queue, for which the first guess is made. Where all that
+                comes is let in at once, later jobs take of the calls as well, as has been learned.
 
         Raises:
             TooLate: it would not.
         """
         if foretold_s is None:
             return
-        needs_s = foretold_s * (self.margin if others_wait else Margin.LEAST)
+        is_known = others_wait or self._margin.is_learned
+        needs_s = foretold_s * (self.margin if is_known else Margin.LEAST)
         if needs_s > has_s:
             raise TooLate(
                 f"deadline must be at least {needs_s:.2g} s away with what goes before this call, "

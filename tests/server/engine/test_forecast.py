@@ -63,6 +63,10 @@ def test_the_margin_follows_what_jobs_took(factor, margin):
     for _ in range(100):
         ended(forecast, clock, factor)
     assert forecast.margin == pytest.approx(margin)
+    for others_wait in (True, False):  # what comes later shares the calls of f, queue or none
+        forecast.check(1.0, margin + 0.01, 1.0, others_wait=others_wait)
+        with pytest.raises(TooLate):
+            forecast.check(1.0, margin - 0.01, 1.0, others_wait=others_wait)
 
 
 def test_the_margin_holds_for_all_but_one_in_a_hundred():
