@@ -196,6 +196,7 @@ class Server:
         deadline = time.monotonic() + (self.config.grace_s if grace_s is None else grace_s)
         await self._health.set_stopping()
         self._registry.close()
+        self._profiles.close()
         if self._loading is not None:
             await asyncio.wait({self._loading})
         for task in self._beside:

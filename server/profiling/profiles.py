@@ -51,6 +51,7 @@ class Profiles:
         self._folder, self._version = folder, version
         self._until: float | None = None
         self._is_warm = False
+        self._closed = asyncio.Event()
 
     async def look(self) -> None:
         """Warn if none could be written now: who wants one does so in the midst of trouble."""
@@ -60,6 +61,10 @@ class Profiles:
             files.discard(await asyncio.to_thread(files.make, self._folder))
         except OSError as error:
             _log.warning("no profiles can be taken: %s", _failed(self._folder, error))
+
+    def close(self) -> None:
+        """Have one that is being taken end now, and be written; on the event loop's thread."""
+        self._closed.set()
 
     async def take(self, engine: Engine, *, steps: int, max_time_s: float, why: str) -> Profile:
         """Record the next steps of an engine, and write them.
@@ -130,15 +135,18 @@ class Profiles:
         )
 
     async def _record(self, engine: Engine, recording: Recording, max_time_s: float) -> None:
-        """Record until there are steps enough, or the time is up; or the caller has gone."""
+        """Record until there are steps enough, or the time is up; or caller or server go."""
+        closed = asyncio.ensure_future(self._closed.wait())
         try:
             await asyncio.wrap_future(engine.record(recording))
             over = asyncio.wrap_future(recording.over)
             over.add_done_callback(lambda it: it.cancelled() or it.exception())
-            await asyncio.wait({over}, timeout=max_time_s)
+            ends = asyncio.FIRST_COMPLETED
+            await asyncio.wait({over, closed}, timeout=max_time_s, return_when=ends)
         except RuntimeError as error:  # as where something else in the process is profiled
             raise ProfileFailed("torch's profiler does not begin; is it in use?") from error
         finally:
+            closed.cancel()
             # To wait for the engine's thread is no matter for the event loop.
             ending = asyncio.to_thread(engine.end_recording)
             await asyncio.shield(asyncio.wrap_future(await ending))

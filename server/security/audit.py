@@ -54,7 +54,11 @@ class Audit:
 
     @staticmethod
     def _append(path: Path, text: str) -> None:
-        """Opened for each line, so that a file that was moved away is begun anew."""
-        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        """Opened for each line, so that a file that was moved away is begun anew.
+
+        A pipe that nobody reads is an error at once, not a server that hangs.
+        """
+        how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
+        handle = os.open(path, how, 0o600)
         with open(handle, "a", encoding="utf-8") as file:
             file.write(text)

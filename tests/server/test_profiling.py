@@ -176,7 +176,8 @@ def test_a_caller_that_goes_away_leaves_nothing(client, server, folder):
     assert client.profile(steps=1, max_time_s=0.1)
 
 
-def test_a_server_that_stops_ends_it(make_server, tmp_path):
+@pytest.mark.parametrize("grace_s", [0.0, 3 * TIMEOUT_S])
+def test_a_server_that_stops_ends_it(make_server, tmp_path, grace_s):
     server = make_server(profile_dir=tmp_path)
     with Client(server.address) as client:
         told = []
@@ -191,10 +192,13 @@ def test_a_server_that_stops_ends_it(make_server, tmp_path):
         taking.start()
         while server.engine()._recording is None:
             assert not told
-        server.run(server.server.stop(grace_s=0.0))
+        server.run(server.server.stop(grace_s=grace_s))
         taking.join(TIMEOUT_S)
         assert not taking.is_alive()
     assert not [name for name in visible(tmp_path) if name.startswith(".")]
+    if grace_s:
+        assert told[0].seconds < 60  # before its time was up
+        assert visible(tmp_path) == [os.path.basename(told[0].folder)]
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/profiles"])

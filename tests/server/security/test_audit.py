@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import stat
 
 import pytest
@@ -101,6 +102,21 @@ def test_without_a_file_the_log_has_it_and_no_line_is_lost(caplog, tmp_path):
     assert [json.loads(r.getMessage())["action"] for r in told] == ["a\nb", "c"]
     assert "\n" not in told[0].getMessage()
     assert "audit_log cannot be written: Is a directory" in caplog.text
+
+
+def test_a_pipe_without_a_reader_hangs_nobody(caplog, file):
+    os.mkfifo(file)
+    with pytest.raises(SecurityFileError, match="audit_log cannot be written to .*: No such dev"):
+        Audit(file)
+    reader = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
+    audit = Audit(file)
+    audit.record(who="root", action="a", result="OK")
+    assert json.loads(os.read(reader, 1000))["action"] == "a"
+    os.close(reader)
+    with caplog.at_level(logging.INFO, "server.audit"):
+        audit.record(who="root", action="b", result="OK")
+    told = [r.getMessage() for r in caplog.records if r.name == "server.audit"]
+    assert [json.loads(line)["action"] for line in told] == ["b"]
 
 
 def test_a_file_that_cannot_be_written(tmp_path):
