@@ -106,7 +106,7 @@ def test_without_a_file_the_log_has_it_and_no_line_is_lost(caplog, tmp_path):
 
 def test_a_pipe_without_a_reader_hangs_nobody(caplog, file):
     os.mkfifo(file)
-    with pytest.raises(SecurityFileError, match="audit_log cannot be written to .*: No such dev"):
+    with pytest.raises(SecurityFileError, match=r"audit_log cannot be written to .*: No such dev"):
         Audit(file)
     reader = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
     audit = Audit(file)
