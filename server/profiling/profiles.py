@@ -6,6 +6,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -141,8 +142,8 @@ class Profiles:
             await asyncio.wrap_future(engine.record(recording))
             over = asyncio.wrap_future(recording.over)
             over.add_done_callback(lambda it: it.cancelled() or it.exception())
-            ends = asyncio.FIRST_COMPLETED
-            await asyncio.wait({over, closed}, timeout=max_time_s, return_when=ends)
+            ends: set[asyncio.Future[Any]] = {over, closed}
+            await asyncio.wait(ends, timeout=max_time_s, return_when=asyncio.FIRST_COMPLETED)
         except RuntimeError as error:  # as where something else in the process is profiled
             raise ProfileFailed("torch's profiler does not begin; is it in use?") from error
         finally:
