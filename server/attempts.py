@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
-from server.engine.errors import Cancelled
+from server.engine.errors import Cancelled, DeadlineExceeded
 from server.engine.snapshots import Answer
 from server.errors import AnswerNotKept, KeyReused
 
@@ -82,12 +82,12 @@ class Attempts:
     ) -> None:
         """Do a call, or follow the one that is under way.
 
-        One that is followed may be ended, as its own caller is not let in any more: then it is
-        done for this one, unless that has been told a part of it.
+        One that is followed may be ended, as its own caller is not let in any more or has had
+        its time: then it is done for this one, unless that has been told a part of it.
 
         Raises:
             KeyReused: that one asked for something else.
-            Cancelled: it was ended.
+            Cancelled, DeadlineExceeded: it was ended.
         """
         name, digest, is_told, is_own = (session_id, key), digest_of(request), False, False
 
@@ -104,7 +104,7 @@ class Attempts:
                 raise KeyReused(key)
             try:
                 await attempt.follow(tell)
-            except Cancelled:
+            except (Cancelled, DeadlineExceeded):
                 if is_own or is_told:
                     raise
             else:

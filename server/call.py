@@ -12,6 +12,7 @@ import grpc
 
 from server import request_ids
 from server.engine.errors import Cancelled, DeadlineExceeded, NotConverged
+from server.engine.snapshots import TOKEN_BYTES
 from server.engine.timeline import Timeline
 from server.errors import SlowReader
 from server.events import Events
@@ -161,6 +162,23 @@ class Call:
             if meter is not None:
                 meter.give_back(count + more - charge.used)
 
+    @contextmanager
+    def paid(self, count: int) -> Iterator[None]:
+        """What will take the solving of so many tokens, paid for unless it fails.
+
+        Raises:
+            QuotaExceeded: there are not so many left; nothing was taken.
+        """
+        meter = self.meter
+        if meter is not None:
+            meter.take_tokens(count)
+        try:
+            yield
+        except BaseException:
+            if meter is not None:
+                meter.give_back(count)
+            raise
+
     def watched(self, end: Callable[[], object]) -> AbstractContextManager[object]:
         """Work that goes on without its client: ``end`` is to end it once that may not call.
 
@@ -170,8 +188,12 @@ class Call:
         is_looked_at = self.goes_on and self.watch is not None
         return self.watch(end) if is_looked_at and self.watch else nullcontext()
 
-    def check_room(self, registry: Registry) -> None:
+    def check_room(self, registry: Registry, *, tokens: int = 0) -> None:
         """Look whether its principal may have one more session; to be made before anything waits.
+
+        Args:
+            registry: that has its sessions.
+            tokens: that the new one holds.
 
         Raises:
             QuotaExceeded: it may not.
@@ -179,7 +201,9 @@ class Call:
         if self.meter is not None:
             held = registry.usage(self.owner)
             self.meter.check_session(
-                held=held.sessions, held_bytes=held.bytes, more_bytes=held.more_bytes
+                held=held.sessions,
+                held_bytes=held.bytes,
+                more_bytes=held.more_bytes + TOKEN_BYTES * tokens,
             )
 
     async def accept(self) -> None:

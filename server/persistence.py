@@ -14,7 +14,7 @@ from server.engine.engine import Engine
 from server.engine.errors import SessionNotFound
 from server.engine.requests import Lease
 from server.engine.results import SessionView
-from server.engine.snapshots import Answer, Snapshot, unpack_tokens
+from server.engine.snapshots import Answer, Snapshot, largest_token
 from server.errors import StoreUnavailable
 from server.store.base import Head, StoreError
 from server.store.blob import BlobError, Opened, read_head
@@ -257,7 +257,7 @@ class Persistence:
 
 def fits(snapshot: Snapshot, engine: Engine) -> bool:
     """Whether an engine's vocabulary has all of a session's tokens."""
-    return max(unpack_tokens(snapshot.tokens), default=0) < engine.config.n_token
+    return largest_token(snapshot.tokens) < engine.config.n_token
 
 
 def _opened(head: Head) -> Opened | None:

@@ -1,11 +1,14 @@
 """The served models by name, and which of them a call is about."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from server.engine.engine import Engine
 from server.engine.errors import EngineStopped, SessionNotFound
 from server.engine.results import SessionView
+from server.engine.snapshots import TOKEN_BYTES
 from server.errors import InvalidFields, ModelNotFound, NotReady
 from server.validation import check_session_id
 
@@ -15,8 +18,8 @@ class Usage:
     """What the sessions of an owner may take.
 
     Attributes:
-        sessions: those there are.
-        bytes: of memory, each counted with all that it may take.
+        sessions: those there are, those of its streams included.
+        bytes: of memory, each counted with all that it may take and its tokens' ids.
         more_bytes: that one more may take.
     """
 
@@ -32,6 +35,7 @@ class Registry:
         """Tell the models that will be there, the default one first."""
         self._names = tuple(names)
         self._engines: dict[str, Engine] = {}
+        self._streams = Counter[tuple[str, str]]()
         self.is_closed = False
         """Whether the server is shutting down."""
 
@@ -70,16 +74,26 @@ class Registry:
             raise ModelNotFound(model, self._names)
         return self._engines[model]
 
+    @contextmanager
+    def streaming(self, engine: Engine, owner: str) -> Iterator[None]:
+        """Counts a session that an owner's stream has for itself."""
+        self._streams[owner, engine.name] += 1
+        try:
+            yield
+        finally:
+            self._streams -= Counter([(owner, engine.name)])
+
     def usage(self, owner: str) -> Usage:
         """What an owner's sessions may take, and one more. Raises NotReady, EngineStopped."""
-        engines = self.engines()
-        counts = [len(engine.sessions.list(owner)) for engine in engines]
-        sizes = [engine.session_bytes for engine in engines]
-        return Usage(
-            sessions=sum(counts),
-            bytes=sum(count * size for count, size in zip(counts, sizes, strict=True)),
-            more_bytes=max(sizes),
-        )
+        held, held_bytes, more_bytes = 0, 0, 0
+        for engine in self.engines():
+            views = engine.sessions.list(owner)
+            count = len(views) + self._streams[owner, engine.name]
+            held += count
+            held_bytes += count * engine.session_bytes
+            held_bytes += TOKEN_BYTES * sum(view.position for view in views)
+            more_bytes = max(more_bytes, engine.session_bytes)
+        return Usage(sessions=held, bytes=held_bytes, more_bytes=more_bytes)
 
     def session(self, session_id: str, owner: str) -> tuple[Engine, SessionView]:
         """The session of a call, and the engine that holds it.

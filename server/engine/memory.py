@@ -16,11 +16,10 @@ from server.engine.slab import Slab
 from server.engine.slots import SlotPool
 from server.engine.snapshots import Snapshot, StateFormat, States, pack_tokens, unpack_tokens
 from server.engine.solve import Solved, SolveStats
+from server.engine.states import DTYPES, tensor_of
 from server.engine.work import Run, Work
 
 log = logging.getLogger(__name__)
-
-_DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Memory:
@@ -108,14 +107,8 @@ class Memory:
 
         Whose checkpoint they are of was looked at when they came.
         """
-        states = base.states
-        rows = min(base.position + 1, self._slab.klen)
-        if states is None or not states.is_whole:
-            return None
-        if (states.rows, states.d_model) != (rows, self._slab.config.d_model):
-            return None
-        flat = torch.frombuffer(bytearray(states.data), dtype=_DTYPES[states.format])
-        return flat.view(rows, -1).to(self._slab.key.device, self._slab.key.dtype)
+        flat = tensor_of(base.states, base.position, self._slab.config)
+        return None if flat is None else flat.to(self._slab.key.device, self._slab.key.dtype)
 
     def _revive(self, tokens: list[int], z_star: Tensor, solved: Solved) -> int:
         """A slot, held by the caller, with the memory that the last tokens' states make."""
@@ -251,7 +244,7 @@ class Memory:
         return True
 
     def _states(self, z_star: Tensor, solved: Solved) -> States:
-        kept = z_star.to(_DTYPES[self._format]).cpu().contiguous()
+        kept = z_star.to(DTYPES[self._format]).cpu().contiguous()
         data = kept.view(torch.uint8).numpy().tobytes()
         return States(self._format, len(z_star), z_star.shape[1], data, solved)
 

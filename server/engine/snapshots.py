@@ -118,9 +118,18 @@ def pack_tokens(tokens: "list[int] | tuple[int, ...]") -> bytes:
 
 def unpack_tokens(data: bytes) -> list[int]:
     """Ids of ``pack_tokens``."""
+    return _numbers(data).tolist()
+
+
+def largest_token(data: bytes) -> int:
+    """The largest id of ``pack_tokens``; 0 where there is none."""
+    return max(_numbers(data), default=0)
+
+
+def _numbers(data: bytes) -> "array[int]":
     numbers = array("I")
     numbers.frombytes(data)
-    return _swapped(numbers).tolist()
+    return _swapped(numbers)
 
 
 def _swapped(numbers: "array[int]") -> "array[int]":

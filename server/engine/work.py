@@ -125,8 +125,8 @@ class Work:
 
     @property
     def size(self) -> int:
-        """Tokens that the job may take, for the queue's bound."""
-        own = len(self.tokens)
+        """Tokens that the job may take; those to be solved again once that is known."""
+        own = len(self.again) + len(self.tokens)
         if isinstance(self.job, GenerateJob):
             return own + self.job.stop.max_tokens
         return own + sum(len(candidate) for candidate in self.job.candidates)

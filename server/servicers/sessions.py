@@ -15,6 +15,7 @@ from server.engine.engine import Engine
 from server.engine.errors import SessionNotFound
 from server.engine.results import SessionView
 from server.engine.snapshots import Snapshot
+from server.engine.states import is_usable
 from server.errors import InvalidFields
 from server.persistence import fits
 from server.servicers.edge import Edge
@@ -134,20 +135,41 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             raise InvalidFields([("blob", problem)]) from error
         engine = self._edge.registry.engine(request.model or opened.snapshot.model)
         call.model = engine.name
-        if not fits(opened.snapshot, engine):
-            problem = f"blob must have token ids below {engine.config.n_token}, and has others"
-            raise InvalidFields([("blob", problem)])
+        snapshot = await asyncio.to_thread(self._fitted, opened.snapshot, engine)
         digest = hashlib.blake2b(request.blob).hexdigest()
         new_id = _named(request.idempotency_key, "import", call.owner, f"{engine.name} {digest}")
         view = _existing(engine, new_id, call.owner)
         if view is None:
-            call.check_room(self._edge.registry)
-            view = engine.sessions.add(
-                self._imported(opened.snapshot, engine, call.owner, new_id, ttl_s)
-            )
+            call.check_room(self._edge.registry, tokens=snapshot.position)
+            unsolved = snapshot.position if snapshot.states is None else 0
+            with call.paid(unsolved):
+                view = engine.sessions.add(
+                    self._imported(snapshot, engine, call.owner, new_id, ttl_s)
+                )
         kept = await persistence.store(engine, view.session_id)
         session = translate.session(view, engine.name)
         return session_pb2.ImportSessionResponse(session=session, kept=kept)
+
+    def _fitted(self, snapshot: Snapshot, engine: Engine) -> Snapshot:
+        """What an engine can make of a session, without states that it cannot go on from.
+
+        Raises:
+            InvalidFields: it does not have the tokens, or could not score so many of them.
+        """
+        if not fits(snapshot, engine):
+            problem = f"blob must have token ids below {engine.config.n_token}, and has others"
+            raise InvalidFields([("blob", problem)])
+        count, most = snapshot.position, self._edge.limits.max_score_tokens
+        is_same = snapshot.fingerprint == engine.fingerprint
+        if is_same and is_usable(snapshot.states, count, engine.config):
+            return snapshot
+        if count > most:
+            problem = (
+                f"blob must have at most {most} tokens where this model cannot go on from its "
+                f"states, as they have to be solved again, got {count}"
+            )
+            raise InvalidFields([("blob", problem)])
+        return replace(snapshot, states=None)
 
     def _imported(
         self,

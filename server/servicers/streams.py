@@ -70,25 +70,35 @@ class Streams:
         self, engine: Engine, view: SessionView | None, call: Call
     ) -> AsyncIterator[tuple[SessionView, Lease]]:
         """The stream's session, busy for as long as it lasts; a private one goes with it."""
-        owner, is_private = call.owner, view is None
-        if view is None:
-            # Nobody else can name the owner, so that nobody else sees the session.
-            owner = f"stream {secrets.token_hex(16)}"
-            view = engine.sessions.create(
-                owner=owner,
-                ttl_s=self._edge.limits.max_ttl_s,
-                solve=self._edge.default_solve,
-                is_private=True,
-            )
+        if view is not None:
+            async with self._leased(engine, view.session_id, call.owner) as leased:
+                yield leased
+            return
+        call.check_room(self._edge.registry)
+        # Nobody else can name the owner, so that nobody else sees the session.
+        owner = f"stream {secrets.token_hex(16)}"
+        view = engine.sessions.create(
+            owner=owner,
+            ttl_s=self._edge.limits.max_ttl_s,
+            solve=self._edge.default_solve,
+            is_private=True,
+        )
         try:
-            async with self._edge.persistence.leased(engine, view.session_id, owner) as lease:
-                assert lease is not None
-                yield engine.sessions.get(view.session_id, owner), lease
+            with self._edge.registry.streaming(engine, call.owner):
+                async with self._leased(engine, view.session_id, owner) as leased:
+                    yield leased
         finally:
-            if is_private:
-                # Gone already is gone enough, and a stopped engine holds nothing.
-                with contextlib.suppress(EngineError):
-                    engine.sessions.delete(view.session_id, owner)
+            # Gone already is gone enough, and a stopped engine holds nothing.
+            with contextlib.suppress(EngineError):
+                engine.sessions.delete(view.session_id, owner)
+
+    @asynccontextmanager
+    async def _leased(
+        self, engine: Engine, session_id: str, owner: str
+    ) -> AsyncIterator[tuple[SessionView, Lease]]:
+        async with self._edge.persistence.leased(engine, session_id, owner) as lease:
+            assert lease is not None
+            yield engine.sessions.get(session_id, owner), lease
 
 
 def _config(message: Message | None) -> scoring_pb2.ScoreStreamConfig:

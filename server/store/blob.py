@@ -18,9 +18,12 @@ import hashlib
 import hmac
 import json
 import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Final
 
-from server.engine.snapshots import Snapshot
+from server.engine.snapshots import Answer, Snapshot, States
 from server.store.header import (
     BlobError,
     Opened,
@@ -42,6 +45,9 @@ _SIGNED: Final = 1
 _PREFIX: Final = struct.Struct("<8sHHI")
 _SEAL_BYTES: Final = 32
 _MAX_HEADER: Final = 1 << 20
+
+Section = tuple[str, bytes, bool]
+"""Name and content, and whether it has the digest that it should have."""
 
 
 def write_blob(snapshot: Snapshot, *, key: bytes | None = None, answers: bool = True) -> bytes:
@@ -84,7 +90,8 @@ def read_blob(data: bytes, *, key: bytes | None = None, strict: bool = False) ->
     Args:
         data: the bytes.
         key: with which it must be signed; None for one that is not signed.
-        strict: whether damaged states or answers are errors; they are left out otherwise.
+        strict: whether states or answers that are damaged, or told in a way that this version does
+            not know, are errors; they are left out otherwise: the token ids are the session.
 
     Raises:
         BlobError: it is none, of another version, damaged, or not signed with the key.
@@ -92,26 +99,66 @@ def read_blob(data: bytes, *, key: bytes | None = None, strict: bool = False) ->
     header, body = _unsealed(data, key)
     sections = _sections(get(header, "sections", list), body)
     names = [name for name, _, _ in sections]
-    if names[:1] != ["tokens"] or not set(names[1:]) <= {"states", "answer"}:
-        raise BlobError(f"sections must be tokens, states and answers, got {names}")
+    if names[:1] != ["tokens"]:
+        raise BlobError(f"sections must begin with tokens, got {names}")
     _, tokens, is_whole = sections[0]
     if not is_whole:
         raise BlobError("the token ids do not have the digest that the header tells")
-    bad = [name for name, _, is_whole in sections if not is_whole]
-    if strict and bad:
-        raise BlobError(f"the {bad[0]} do not have the digest that the header tells")
-    found = [content for name, content, whole in sections if name == "states" and whole]
-    kept = [content if whole else None for name, content, whole in sections if name == "answer"]
-    opened = opened_of(
-        header,
-        tokens,
-        states_of(header.get("states"), found[0]) if found else None,
-        answers_of(get(header, "answers", list), kept),
-    )
+    damage = _Damage(strict)
+    with damage.noted():
+        if not set(names[1:]) <= {"states", "answer"}:
+            raise BlobError(f"sections must be tokens, states and answers, got {names}")
+    states, answers = _states(header, sections[1:], damage), _answers(header, sections[1:], damage)
+    opened = opened_of(header, tokens, states, answers)
     if len(tokens) != 4 * opened.position:
         raise BlobError(f"position must be {len(tokens) // 4}, got {opened.position}")
-    damage = f"{', '.join(bad)} damaged" if bad else None
-    return Opened(opened.snapshot, opened.position, opened.last_token, damage)
+    return replace(opened, damage="; ".join(damage.found) or None)
+
+
+class _Damage:
+    """What is wrong with parts that a session can do without.
+
+    Attributes:
+        found: what, in words.
+    """
+
+    def __init__(self, strict: bool) -> None:
+        self._strict = strict
+        self.found: list[str] = []
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Goes on behind what was found, unless that is to be an error."""
+        try:
+            yield
+        except BlobError as error:
+            if self._strict:
+                raise
+            self.found.append(str(error))
+
+
+def _states(header: dict[str, Any], sections: Sequence[Section], damage: _Damage) -> States | None:
+    """The states; None where there are none, or none that this version can read."""
+    for name, content, is_whole in sections:
+        if name == "states":
+            with damage.noted():
+                if not is_whole:
+                    raise BlobError("the states do not have the digest that the header tells")
+                return states_of(header.get("states"), content)
+    return None
+
+
+def _answers(header: dict[str, Any], sections: Sequence[Section], damage: _Damage) -> list[Answer]:
+    """The answers; one whose content is damaged is known to have been given, and no more."""
+    kept = [
+        content if is_whole else None for name, content, is_whole in sections if name == "answer"
+    ]
+    with damage.noted():
+        if None in kept:
+            raise BlobError("the answers do not have the digests that the header tells")
+    with damage.noted():
+        return answers_of(get(header, "answers", list), kept)
+    return []
 
 
 def _unsealed(data: bytes, key: bytes | None) -> tuple[dict[str, Any], memoryview]:
@@ -141,8 +188,8 @@ def _unsealed(data: bytes, key: bytes | None) -> tuple[dict[str, Any], memoryvie
     return parsed(bytes(view[_PREFIX.size : end])), view[end:-_SEAL_BYTES]
 
 
-def _sections(listed: list[Any], body: memoryview) -> list[tuple[str, bytes, bool]]:
-    """Name and content of each section, and whether it has the digest that it should have."""
+def _sections(listed: list[Any], body: memoryview) -> list[Section]:
+    """All sections that are listed. Raises BlobError."""
     found, begin = [], 0
     for item in listed:
         if not (isinstance(item, list) and len(item) == 3):

@@ -24,7 +24,7 @@ class Opened:
     """What a blob holds.
 
     Attributes:
-        snapshot: the session; without its states where those are damaged.
+        snapshot: the session; without states or answers that are damaged or cannot be read.
         position: tokens held, as the header has it.
         last_token: likewise.
         damage: what was wrong with sections that can be done without; None for nothing.
@@ -130,11 +130,14 @@ def _solve(fields: list[Any]) -> Solve:
 
 def states_of(fields: Any, data: bytes) -> States:
     """States by what the header tells of them. Raises BlobError."""
+    name: Any = fields.get("format") if isinstance(fields, dict) else None
+    if isinstance(name, str) and name not in STATE_BYTES:
+        raise BlobError(f"states must be {' or '.join(STATE_BYTES)}, got {name!r:.40}")
     try:
         nfe, residual, status = fields["solved"]
         residual = math.inf if residual is None else float(residual)
         solved = Solved(nfe, residual, status)
-        rows, d_model, name = fields["rows"], fields["d_model"], fields["format"]
+        rows, d_model = fields["rows"], fields["d_model"]
         holds = is_count(rows) and is_count(d_model) and is_count(nfe) and rows * d_model > 0
         holds = holds and name in STATE_BYTES and status in _STATUSES and residual >= 0
     except (KeyError, ValueError, TypeError, OverflowError):

@@ -1,5 +1,6 @@
 """Sessions given out as bytes, and taken in again."""
 
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,6 +65,52 @@ def test_bytes_of_another_checkpoint_are_solved_again(stubs):
     other = stubs.score(TEXT, session_id=taken)
     assert logprobs(one) == pytest.approx(logprobs(other), abs=NEAR)
     assert other.solver.solved_tokens > one.solver.solved_tokens
+
+
+class TestMoreTokensThanACallMayHave:
+    """One that has to be solved again may have as many as could be scored."""
+
+    @pytest.fixture
+    def server(self, make_server):
+        return make_server(max_score_tokens=20)
+
+    @pytest.fixture
+    def blob(self, server):
+        stubs = Stubs(server.channel)
+        session = stubs.create()
+        for _ in range(2):
+            stubs.score([5] * 12, session_id=session)
+        return give_out(stubs, session)
+
+    def test_with_its_states(self, server, blob):
+        stubs = Stubs(server.channel)
+        taken = take_in(stubs, blob).session
+        assert taken.position == 24
+        assert stubs.score([5], session_id=taken.session_id).solver.solved_tokens == 1
+
+    @pytest.mark.parametrize("lack", ["states", "numbers", "rows", "checkpoint"])
+    def test_without(self, server, blob, lack):
+        snapshot = read_blob(blob).snapshot
+        states = snapshot.states
+        assert states is not None
+        nan = struct.pack("<f", float("nan"))
+        fewer = states.data[: 8 * states.d_model * 4]
+        changed = {
+            "states": {"states": None},
+            "numbers": {"states": replace(states, data=nan + states.data[4:])},
+            "rows": {"states": replace(states, rows=8, data=fewer)},
+            "checkpoint": {"fingerprint": "another"},
+        }[lack]
+        stubs, engine = Stubs(server.channel), server.engine()
+        before = engine.snapshot().sessions
+        told = fails(lambda: take_in(stubs, write_blob(replace(snapshot, **changed))))
+        assert (told.code, told.fields) == ("INVALID_ARGUMENT", ("blob",))
+        assert "blob must have at most 20 tokens" in told.message
+        assert told.message.endswith("got 24")
+        assert engine.snapshot().sessions == before
+        short = replace(snapshot, tokens=snapshot.tokens[:80], **changed)
+        taken = take_in(stubs, write_blob(short)).session
+        assert stubs.score([5], session_id=taken.session_id).solver.solved_tokens > 20
 
 
 def test_what_is_refused(stubs, session):

@@ -4,9 +4,10 @@ import threading
 
 import pytest
 
-from deqlm.v1 import common_pb2, generation_pb2
+from deqlm.v1 import common_pb2, generation_pb2, scoring_pb2
 from server.store.keeper import Keeper
 from tests.server.calls import ENDLESS, Stubs, fails, to_input
+from tests.server.test_contention import wait_for
 
 TEXT = "It was a dark and stormy night."
 
@@ -79,6 +80,23 @@ class TestScore:
         answers = [call.result() for call in with_key]
         assert answers[0] == answers[1] == answers[2]
         assert stubs.get(session).position == 30
+
+    def test_who_follows_one_that_is_late_has_it_done(self, make_server, monkeypatch):
+        monkeypatch.setattr("server.engine.rates._LEAST_S", float("inf"))  # nothing is foretold
+        server = make_server(max_running=1)
+        stubs = Stubs(server.channel, owner="ann")
+        session, blocker = stubs.create(), stubs.begin_score([7] * 3000, solver=ENDLESS)
+        wait_for(lambda: server.engine().snapshot().running_jobs == 1)
+        request = scoring_pb2.ScoreRequest(
+            input=to_input([5] * 30), session_id=session, idempotency_key="a"
+        )
+        first = stubs.scoring.Score.future(request, timeout=2.0, metadata=stubs.metadata)
+        wait_for(lambda: server.engine().snapshot().waiting_jobs == 1)
+        follower = stubs.begin_score([5] * 30, session_id=session, idempotency_key="a")
+        assert fails(first.result).code == "DEADLINE_EXCEEDED"
+        assert not follower.done()
+        blocker.cancel()
+        assert follower.result().position == stubs.get(session).position == 30
 
     def test_it_goes_on_without_its_client(self, server, stubs):
         session = stubs.create()

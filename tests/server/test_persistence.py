@@ -12,6 +12,7 @@ from deqlm.v1 import common_pb2, generation_pb2
 from server.store.blob import read_blob, write_blob
 from tests.server.calls import FLUSH, TIGHT, Stubs, fails, to_input
 from tests.server.live import LiveServer
+from tests.server.test_store import resealed
 
 NEAR = 2e-3
 """What tolerances of 1e-5 may do to a log-probability of these models in float32."""
@@ -161,11 +162,13 @@ class TestSolvedAgain:
             ("damaged", "score"),
             ("foreign", "score"),
             ("nan", "score"),
+            ("format", "score"),
+            ("rows", "generate"),
             ("missing", "generate"),
             ("missing", "candidates"),
         ],
     )
-    def test_the_answer_is_the_same(self, serve, path, how, what):
+    def test_the_answer_is_the_same(self, serve, path, how, what, caplog):
         server = serve()
         stubs = Stubs(server.channel)
         sessions = [stubs.create(solver=TIGHT) for _ in range(2)]
@@ -180,6 +183,9 @@ class TestSolvedAgain:
             if how == "damaged":
                 at = body.index(states.data)
                 return body[:at] + bytes(8) + body[at + 8 :]
+            if how in ("format", "rows"):  # as another release may write them
+                told = {"format": {"format": "float16"}, "rows": {"rows": states.rows - 1}}
+                return resealed(body, {"states": told[how]})
             if how == "missing":
                 return write_blob(replace(snapshot, states=None))
             if how == "foreign":
@@ -193,6 +199,8 @@ class TestSolvedAgain:
         found = self.act(stubs, sessions[1], what)
         assert found == pytest.approx(expected, abs=NEAR)
         assert server.metrics()['deqlm_session_returns_total{by="tokens",model="pieces"}'] == 1
+        is_told = f"session {sessions[1]} in sqlite:{path}: " in caplog.text
+        assert is_told == (how in ("damaged", "format", "rows"))
         view = stubs.get(sessions[1])
         assert view.totals.scored_tokens == view.position
         assert view.memory_bytes > 0

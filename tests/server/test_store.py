@@ -1,6 +1,7 @@
 """Stores of sessions, each against a dictionary; the blobs that they hold."""
 
 import dataclasses
+import json
 import math
 import os
 import shutil
@@ -8,7 +9,9 @@ import socket
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator
+from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -45,6 +48,20 @@ def make_snapshot(tokens: int = 5, **changes: object) -> Snapshot:
         "answers": (Answer("k", b"digest", b"answer"), Answer("l", b"other", None)),
     }
     return Snapshot(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def resealed(blob: bytes, change: dict[str, Any]) -> bytes:
+    """A blob with another header, as a release wrote it to which that means something.
+
+    What is a dictionary in ``change`` is changed in part.
+    """
+    end = 16 + int.from_bytes(blob[12:16], "little")
+    header = json.loads(blob[16:end])
+    for name, value in change.items():
+        header[name] = header[name] | value if isinstance(value, dict) else value
+    text = json.dumps(header).encode()
+    begin = blob[:12] + len(text).to_bytes(4, "little") + text
+    return begin + blob[end:-32] + blake2b(begin, digest_size=32).digest()
 
 
 @pytest.mark.parametrize("form", ["sqlite:{}", "{}"])
@@ -90,9 +107,56 @@ class TestBlob:
         blob[blob.index(snapshot.states.data)] ^= 1
         opened = read_blob(bytes(blob))
         assert opened.snapshot == dataclasses.replace(snapshot, states=None)
-        assert opened.damage == "states damaged"
+        assert opened.damage == "the states do not have the digest that the header tells"
         with pytest.raises(BlobError, match="states do not have the digest"):
             read_blob(bytes(blob), strict=True)
+
+    @pytest.mark.parametrize(
+        ("part", "told"),
+        [
+            (
+                {"states": {"format": "float16"}},
+                "states must be float32 or bfloat16, got 'float16'",
+            ),
+            ({"states": {"format": ["float32"]}}, "states must be told by format"),
+            ({"states": {"rows": 5}}, "states of 5 rows of 4 cannot be 96 bytes"),
+            ({"states": {"d_model": "4"}}, "states must be told by format"),
+            ({"states": {"solved": [9, 1e-4, "given up"]}}, "states must be told by format"),
+            ({"states": None}, "states must be told by format"),
+            ({"answers": None}, "answers must be of type list, got NoneType"),
+            ({"answers": [["k", "no hex", True]]}, "an answer must be told by key, request"),
+            ({"answers": [["k", "00", True], ["l", "00", True]]}, "an answer must be told by key"),
+        ],
+    )
+    def test_what_another_release_wrote_costs_no_session(
+        self, part: dict[str, object], told: str
+    ) -> None:
+        """Its states and answers may be told otherwise; the seal is right."""
+        snapshot, name = make_snapshot(), next(iter(part))
+        blob = resealed(write_blob(snapshot), part)
+        opened = read_blob(blob)
+        lost: dict[str, object] = {name: None if name == "states" else ()}
+        assert opened.snapshot == dataclasses.replace(snapshot, **lost)  # type: ignore[arg-type]
+        assert opened.damage is not None
+        assert told in opened.damage
+        with pytest.raises(BlobError, match=r"must be|cannot be"):
+            read_blob(blob, strict=True)
+
+    def test_sections_of_another_release_cost_no_session(self) -> None:
+        snapshot = make_snapshot()
+        blob = write_blob(snapshot)
+        listed = [["tokens", 20], ["keys", 96], ["answer", 6]]
+        begin = len(blob) - 32 - 20 - 96 - 6
+        for item in listed:
+            item.append(blake2b(blob[begin : begin + item[1]], digest_size=16).hexdigest())
+            begin += item[1]
+        blob = resealed(blob, {"sections": listed})
+        opened = read_blob(blob)
+        assert opened.snapshot == dataclasses.replace(snapshot, states=None)
+        assert opened.damage is not None
+        assert "keys" in opened.damage
+        with pytest.raises(BlobError, match="sections must be tokens, states and answers"):
+            read_blob(blob, strict=True)
 
     @given(st.data())
     def test_any_changed_byte_is_noticed(self, data: st.DataObject) -> None:

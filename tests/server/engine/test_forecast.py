@@ -48,6 +48,15 @@ def test_a_job_is_refused_that_its_margin_does_not_fit():
     assert forecast.retry_after_s(250) == pytest.approx(2.5)
 
 
+def test_tokens_that_are_solved_again_take_their_time():
+    clock = Clock()
+    forecast = at_100_tokens_a_second(clock)
+    forecast.look([Work(job(100), clock.now)], 100)
+    assert forecast.foretell(200, 0) == pytest.approx(3.0)
+    forecast.look([Work(job(100), clock.now, again=(1,) * 50)], 100)
+    assert forecast.foretell(200, 0) == pytest.approx(3.5)
+
+
 def test_nothing_is_refused_while_nothing_is_known():
     forecast = Forecast(Clock())
     assert forecast.foretell(10_000, 10_000) is None

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -21,6 +22,7 @@ from server.events import Events
 from server.security.errors import QuotaExceeded
 from server.security.principals import Quotas
 from server.security.quotas import Meter
+from server.store.blob import read_blob, write_blob
 from tests.server.calls import ENDLESS, FLUSH, TIMEOUT_S, fails, to_input
 from tests.server.security.people import TOKENS, people, stubs_of, write
 from tests.server.test_contention import wait_for, wait_until_idle, wait_until_running
@@ -114,6 +116,29 @@ def test_what_a_client_breaks_off_while_it_waits_costs_nothing(make_server, tmp_
     blocker.cancel()
     wait_until_idle(server)
     assert of(server).score([7] * 55).position == 55
+
+
+def test_what_an_import_has_solved_again_costs_as_much_as_scoring(guarded):
+    server = guarded(tokens_per_minute=60)
+    bob, ann = of(server, "bob"), of(server)
+    session = bob.create()
+    bob.score([7] * 40, session_id=session)
+    asked = session_pb2.ExportSessionRequest(session_id=session)
+    whole = bob.sessions.ExportSession(asked, metadata=bob.metadata).blob
+    bare = write_blob(replace(read_blob(whole).snapshot, states=None))
+
+    def take_in(blob):
+        request = session_pb2.ImportSessionRequest(blob=blob)
+        return ann.sessions.ImportSession(request, timeout=TIMEOUT_S, metadata=ann.metadata)
+
+    for _ in range(3):  # nothing has to be solved
+        assert take_in(whole).session.position == 40
+    assert take_in(bare).session.position == 40
+    held = len(ann.list().sessions)
+    told = is_refused(server, lambda: take_in(bare), "tokens")
+    assert "of which this takes 40" in told.message
+    assert len(ann.list().sessions) == held
+    ann.score([7] * 15)
 
 
 def test_what_is_not_drawn_is_given_back(guarded):
@@ -224,6 +249,29 @@ def test_sessions(guarded):
     assert of(server).score("It", session_id=first).position == 1
 
 
+def test_streams_have_sessions_as_well(guarded):
+    server = guarded(max_sessions=2)
+    ann, may_end = of(server), threading.Event()
+
+    def messages():
+        yield [1, 2]
+        yield FLUSH
+        may_end.wait(TIMEOUT_S)
+
+    streams = [ann.stream(messages()) for _ in range(2)]
+    for stream in streams:
+        next(stream)
+    is_refused(server, ann.create, "sessions")
+    is_refused(server, lambda: list(ann.stream(["It"])), "sessions")
+    assert of(server, "bob").create()
+    may_end.set()
+    for stream in streams:
+        list(stream)
+    session = ann.create()
+    assert list(ann.stream(["It"], session_id=session))
+    assert list(ann.stream(["It"]))
+
+
 def test_sessions_made_at_once(guarded):
     server = guarded(max_sessions=3)
     stub, metadata = of(server).sessions, of(server).metadata
@@ -248,6 +296,15 @@ def test_bytes_of_sessions(guarded):
     assert f"at most {2 * size} bytes of sessions, of which {2 * size} are in use" in told.message
     of(server).score("It", session_id=first)
     assert of(server).get(first).memory_bytes <= size
+
+
+def test_bytes_of_tokens(guarded):
+    size = 3 * (16 + 16) * 16 * 4
+    server = guarded(max_session_bytes=2 * size + 399)
+    session = of(server).create()
+    of(server).score([7] * 100, session_id=session)
+    told = is_refused(server, of(server).create, "session_bytes")
+    assert f"of which {size + 400} are in use" in told.message
 
 
 def test_a_session_made_before_is_found_at_the_limit(guarded):
