@@ -180,16 +180,20 @@ class SessionWork(SessionRoom):
     def is_current(self, snapshot: Snapshot) -> bool:
         """Whether the session of a snapshot is there, and not another one that has its id."""
         with self._lock:
-            session = self._sessions.get(snapshot.session_id)
-            return session is not None and session.create_time == snapshot.create_time
+            return self._of(snapshot) is not None
 
-    def mark_saved(self, session_id: str, revision: int) -> None:
-        """The store has a revision of a session."""
+    def mark_saved(self, snapshot: Snapshot) -> None:
+        """The store has a revision of a session, which may be gone and another one have its id."""
         with self._lock:
-            session = self._sessions.get(session_id)
+            session = self._of(snapshot)
             if session is not None:
-                session.saved = max(session.saved, revision)
+                session.saved = max(session.saved, snapshot.revision)
                 session.forget()
+
+    def _of(self, snapshot: Snapshot) -> Session | None:
+        session = self._sessions.get(snapshot.session_id)
+        is_same = session is not None and session.create_time == snapshot.create_time
+        return session if is_same else None
 
     def unsaved(self) -> Sequence[str]:
         """Sessions of which the store lacks the last revision."""

@@ -88,6 +88,7 @@ class SessionsModel(RuleBasedStateMachine):
         self.gone: list[str] = []
         self.over: list[Lease] = []
         self.bases: list[Base] = []
+        self.on_their_way: list[Snapshot] = []  # to the store, also of those that are gone
 
     # What the model says
 

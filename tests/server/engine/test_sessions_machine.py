@@ -41,6 +41,7 @@ class Sessions(SessionsModel):
             with pytest.raises(SessionLimit, match=f"at most {MAX_SESSIONS}"):
                 self.table.create(owner=owner, ttl_s=ttl_s, solve=Solve(), session_id=given)
             return
+        self.wall += 1.0  # what is made anew is made later
         view = self.table.create(owner=owner, ttl_s=ttl_s, solve=Solve(), session_id=given)
         assert view.session_id not in self.live
         if given is None:
@@ -239,10 +240,23 @@ class Sessions(SessionsModel):
         session = self.live[session_id]
         unsaved = {k for k, s in self.live.items() if s.saved < s.revision}
         assert set(self.table.unsaved()) == unsaved
-        self.table.mark_saved(session_id, session.revision)
-        session.saved = session.revision
+        self.on_their_way.append(snapshot_of(session_id, session))
+
+    @precondition(lambda self: self.on_their_way)
+    @rule(data=st.data())
+    def told_of_a_save(self, data: st.DataObject) -> None:
+        """Late, maybe: the session has gone on, or is gone, or another one has its id."""
+        index = data.draw(st.integers(0, len(self.on_their_way) - 1))
+        snapshot = self.on_their_way.pop(index)
+        session = self.live.get(snapshot.session_id)
+        is_same = session is not None and session.created == snapshot.create_time
+        assert self.table.is_current(snapshot) == is_same
+        self.table.mark_saved(snapshot)
+        if session is None or not is_same:
+            return
+        session.saved = max(session.saved, snapshot.revision)
         session.forget()
-        assert self.table.is_saved(session_id)
+        assert self.table.is_saved(snapshot.session_id) == (session.saved == session.revision)
 
     @precondition(lambda self: self.live)
     @rule(data=st.data(), states=st.sampled_from((None, STATES)))
