@@ -232,6 +232,7 @@ class Server:
             answer_bytes=config.answer_bytes,
             key=self._key,
         )
+        self._registry.take_back = self._persistence.left.take_back
 
     def _make_server(self) -> grpc.aio.Server:
         self._attempts = Attempts()
@@ -282,7 +283,7 @@ class Server:
             if count := self._persistence.adopt(engine, self._heads):
                 _log.info("model %s has %d sessions in the store", engine.name, count)
             self.metrics.add_engine(engine)
-        if count := self._persistence.leave(self._heads):
+        if count := self._persistence.left.leave(self._heads):
             _log.warning("the store has %d sessions that no model here has room for", count)
         self._heads.clear()
         self._registry.open(self._engines)
