@@ -251,7 +251,7 @@ class Persistence:
     def _mark_saved(self, snapshot: Snapshot) -> None:
         engine = self._engines.get(snapshot.model)
         if engine is not None:
-            engine.sessions.mark_saved(snapshot.session_id, snapshot.revision)
+            engine.sessions.mark_saved(snapshot)
 
 
 def fits(snapshot: Snapshot, engine: Engine) -> bool:
