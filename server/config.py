@@ -12,6 +12,7 @@ from server.engine.snapshots import StateFormat
 from server.engine.solve import Policy, Solve
 from server.metrics.buckets import Bounds, read_buckets
 from server.security.exposure import exposure_problem
+from server.store import redis
 from server.telemetry_options import TelemetryOptions
 
 DTypeName = Literal["auto", "float32", "float16", "bfloat16"]
@@ -24,8 +25,8 @@ METRICS_OFF = -1
 """``metrics_port`` of a server without metrics."""
 
 _MAX_PORT = 65535
-_STORE = re.compile(r"memory|sqlite:.+|rediss?://.+|[^:]*/.*")
-_STORES = "memory, sqlite:PATH, a path with a / in it, or redis://HOST:PORT/DB"
+_STORE = re.compile(rf"memory|sqlite:.+|[^:]*/.*|{redis.URL.pattern}")
+_STORES = f"memory, sqlite:PATH, a path with a / in it, or {redis.URL_FORM}"
 _COLLECTOR = re.compile(r"https?://[^/@\s]+:(\d{1,5})")
 _COLLECTORS = "http://HOST:PORT or https://HOST:PORT with PORT in [1, 65535]"
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
@@ -363,10 +364,10 @@ class ServerConfig(TelemetryOptions):
 def _without_secrets(value: object, *, is_url: bool) -> object:
     """A value for a message: before the @ of a URL, or anywhere in a bad one, may be a password."""
     text = str(value)
-    if "@" in text:
-        return "…@" + text.rpartition("@")[2]
-    kind, colon, _ = text.partition(":")
-    return f"{kind}:…" if is_url and colon else value
+    if is_url:
+        kind, colon, _ = text.partition(":")
+        return f"{kind}:…" if colon else value
+    return "…@" + text.rpartition("@")[2] if "@" in text else value
 
 
 def _is_collector(endpoint: str) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from server.engine.batch import Batch
 from server.engine.errors import Cancelled
+from server.engine.requests import Lease
 from server.engine.results import SessionView, Totals
 from server.engine.session_work import Base
 from server.engine.sessions import SessionTable
@@ -127,7 +128,7 @@ class Memory:
     def settle(self, work: Work) -> None:
         """Makes the slot that a job holds its session's as well, if there is room for it."""
         lease, slot = work.job.lease, work.base_slot
-        if lease is None or slot is None or not self._make_room():
+        if lease is None or slot is None or not self._make_room(lease):
             return
         self._slots.retain(slot)
         if not self._sessions.settle(lease, slot):
@@ -180,7 +181,7 @@ class Memory:
         if run.last is not None:
             # As the job's own tolerance has it, whatever the batch was told.
             self._slab.advance(row, self._slab.length(row), run.last)
-        slot = self.keep(run) if self._sessions.is_resident(lease) or self._make_room() else None
+        slot = self.keep(run) if self._make_room(lease) else None
         stored = self.captures and not self._sessions.is_private(lease)
         try:
             states = None
@@ -220,13 +221,14 @@ class Memory:
         for session_id in self._sessions.idle(longer_than_s=longer_than_s):
             self.left_idle += self._put_away(session_id)
 
-    def _make_room(self) -> bool:
-        """Has one more session be resident, if need be in the place of an idle one."""
-        if self._sessions.has_room:
+    def _make_room(self, lease: Lease) -> bool:
+        """Has a lease's session hold a slot of its own, if need be in the place of idle ones."""
+        if self._sessions.has_room(lease):
             return True
-        for session_id in self._sessions.idle(longer_than_s=0.0):
-            if self._put_away(session_id):
-                self.left_full += 1
+        for sharers in self._sessions.could_leave(lease):
+            for session_id in sharers:
+                self.left_full += self._put_away(session_id)
+            if self._sessions.has_room(lease):
                 return True
         return False
 

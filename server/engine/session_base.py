@@ -38,7 +38,7 @@ class SessionBase:
             slots: of the device's memory.
             max_sessions: most sessions.
             session_bytes: what one slot takes.
-            max_resident: most sessions that hold a slot; None for all.
+            max_resident: most different slots that sessions hold; None for one each.
             model: name of the model, for snapshots.
             fingerprint: of its checkpoint, for snapshots.
             monotonic: clock that times to live are measured by.
@@ -52,6 +52,7 @@ class SessionBase:
         self._monotonic, self._wall = monotonic, wall
         self._sessions: dict[str, Session] = {}
         self._resident: OrderedDict[str, Session] = OrderedDict()  # least recently used first
+        self._sharers: Counter[int] = Counter()  # sessions by the slot that they hold
         self._next_expiry = math.inf
         """No session expires before."""
         self._serial = 0
@@ -108,23 +109,6 @@ class SessionBase:
         with self._lock:
             return len(self._sessions)
 
-    @property
-    def has_room(self) -> bool:
-        """Whether one more session may be resident."""
-        with self._lock:
-            return len(self._resident) < self._max_resident
-
-    @property
-    def resident(self) -> int:
-        """Sessions that hold a slot."""
-        with self._lock:
-            return len(self._resident)
-
-    def holding(self) -> int:
-        """Different slots that sessions hold."""
-        with self._lock:
-            return len({s.slot for s in self._resident.values()})
-
     @contextmanager
     def at_rest(self) -> Iterator[Counter[int]]:
         """Nothing changes meanwhile; how many sessions hold each slot."""
@@ -151,9 +135,11 @@ class SessionBase:
                 found.append(f"sessions {sorted(seated ^ set(self._resident))} are half resident")
             if len(sessions) > self._max_sessions:
                 found.append(f"{len(sessions)} sessions, of {self._max_sessions} at most")
-            if len(self._resident) > self._max_resident:
+            if self._sharers != Counter(s.slot for s in self._resident.values()):
+                found.append("slots are not counted as sessions hold them")
+            if len(self._sharers) > self._max_resident:
                 found.append(
-                    f"{len(self._resident)} resident sessions, of {self._max_resident} at most"
+                    f"sessions hold {len(self._sharers)} slots, of {self._max_resident} at most"
                 )
             leases = [s.lease for s in sessions.values() if s.lease is not None]
             if len(set(leases)) < len(leases) or max(leases, default=0) > self._serial:
@@ -186,11 +172,15 @@ class SessionBase:
 
     def _seat(self, session: Session, slot: int) -> None:
         session.slot = slot
+        self._sharers[slot] += 1
         self._resident[session.session_id] = session
 
     def _vacate(self, session: Session) -> None:
         if session.slot is not None:
             del self._resident[session.session_id]
+            self._sharers[session.slot] -= 1
+            if self._sharers[session.slot] == 0:
+                del self._sharers[session.slot]
             self._slots.release(session.slot)
             session.slot = None
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from server.engine.requests import Lease
 from server.engine.results import SessionView, Totals
 from server.engine.session import Session
-from server.engine.session_base import SessionBase
+from server.engine.session_room import SessionRoom
 from server.engine.snapshots import Answer, Snapshot, States
 
 
@@ -29,7 +29,7 @@ class Base:
     states: States | None = None
 
 
-class SessionWork(SessionBase):
+class SessionWork(SessionRoom):
     """What is done with a lease on a session, and with sessions that come and go."""
 
     def is_away(self, lease: Lease) -> bool:
@@ -144,12 +144,6 @@ class SessionWork(SessionBase):
             answers = () if session is None else session.answers
             return next((a for a in answers if a.key == key), None)
 
-    def is_resident(self, lease: Lease) -> bool:
-        """Whether the session of a lease has a slot."""
-        with self._lock:
-            session = self._holder(lease)
-            return session is not None and session.slot is not None
-
     def is_private(self, lease: Lease) -> bool:
         """Whether the session of a lease is a stream's own."""
         with self._lock:
@@ -186,28 +180,20 @@ class SessionWork(SessionBase):
     def is_current(self, snapshot: Snapshot) -> bool:
         """Whether the session of a snapshot is there, and not another one that has its id."""
         with self._lock:
-            session = self._sessions.get(snapshot.session_id)
-            return session is not None and session.create_time == snapshot.create_time
+            return self._of(snapshot) is not None
 
-    def mark_saved(self, session_id: str, revision: int) -> None:
-        """The store has a revision of a session."""
+    def mark_saved(self, snapshot: Snapshot) -> None:
+        """The store has a revision of a session, which may be gone and another one have its id."""
         with self._lock:
-            session = self._sessions.get(session_id)
+            session = self._of(snapshot)
             if session is not None:
-                session.saved = max(session.saved, revision)
+                session.saved = max(session.saved, snapshot.revision)
                 session.forget()
 
-    def idle(self, *, longer_than_s: float) -> Sequence[str]:
-        """Resident sessions that no call uses, nor has used for that long; the oldest use first."""
-        with self._lock:
-            before = self._monotonic() - longer_than_s
-            found = []
-            for session in self._resident.values():
-                if session.last_used > before:
-                    break
-                if session.lease is None:
-                    found.append(session.session_id)
-            return found
+    def _of(self, snapshot: Snapshot) -> Session | None:
+        session = self._sessions.get(snapshot.session_id)
+        is_same = session is not None and session.create_time == snapshot.create_time
+        return session if is_same else None
 
     def unsaved(self) -> Sequence[str]:
         """Sessions of which the store lacks the last revision."""
@@ -223,28 +209,3 @@ class SessionWork(SessionBase):
         with self._lock:
             session = self._sessions.get(session_id)
             return session is None or session.is_saved
-
-    def hold(self, session_id: str) -> int | None:
-        """The slot of a session, retained for the caller; None where it has none."""
-        with self._lock:
-            session = self._sessions.get(session_id)
-            if session is None or session.slot is None:
-                return None
-            self._slots.retain(session.slot)
-            return session.slot
-
-    def vacate(self, session_id: str, states: States | None = None) -> bool:
-        """Takes an idle session off the device; False where a call has come for it meanwhile.
-
-        ``states`` are what it goes on from where the store lacks it.
-        """
-        with self._lock:
-            session = self._sessions.get(session_id)
-            if session is None or session.lease is not None or session.slot is None:
-                return False
-            if states is None and not session.is_saved:
-                return False
-            self._vacate(session)
-            session.states = states
-            session.forget()
-            return True

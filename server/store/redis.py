@@ -1,9 +1,20 @@
 """Sessions in Redis: how long they last is up to its own configuration."""
 
+import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 from server.store.base import Entry, Head, StoreError, StoreOpenError
+
+# An @ must not come later than where it ends a password: a library that finds a / before it takes
+# what precedes that for a host and a port, and repeats it.
+URL: Final = re.compile(
+    r"rediss?://([^/?#]*@)?(\[[0-9A-Fa-f:.]+\]|[^/?#@:\[\]\s]*)(:\d{1,5})?(/\d*)?(\?[^#@]*)?"
+)
+"""What a URL of Redis looks like."""
+URL_FORM: Final = (
+    "redis://[USER:PASSWORD@]HOST:PORT/DB, with / # ? @ of a password as %2F %23 %3F %40"
+)
 
 _CHUNK = 500
 """Heads that are read at once."""
@@ -30,23 +41,25 @@ class RedisStore:
         self._error = redis.RedisError
         self._prefix = prefix
         try:
-            # A call waits this long in all: nothing is tried again behind its back.
-            self._redis: Any = redis.Redis.from_url(
-                url,
-                socket_timeout=timeout_s,
-                socket_connect_timeout=timeout_s,
-                retry=None,
-            )
-            options = self._redis.connection_pool.connection_kwargs
-            self.label = "redis {}:{}/{}".format(
-                options.get("host", options.get("path", "?")),
-                options.get("port", ""),
-                options.get("db", 0),
-            )
-            self._redis.ping()
-        except (redis.RedisError, ValueError) as error:
-            label = getattr(self, "label", "redis")
-            raise StoreOpenError(f"cannot open {label}: {error}") from error
+            if URL.fullmatch(url):
+                # A call waits this long in all: nothing is tried again behind its back.
+                self._redis: Any = redis.Redis.from_url(
+                    url,
+                    socket_timeout=timeout_s,
+                    socket_connect_timeout=timeout_s,
+                    retry=None,
+                )
+                self.label = _label(self._redis.connection_pool.connection_kwargs)
+                self._redis.ping()
+                return
+        except redis.RedisError as error:
+            raise StoreOpenError(f"cannot open {self.label}: {error}") from error
+        except (ValueError, TypeError):
+            pass  # its words may have a part of a password, also as the cause of what is raised
+        raise StoreOpenError(
+            f"cannot open redis: its URL must be {URL_FORM}, and options behind a ? must be "
+            "redis-py's"
+        )
 
     def write(self, entries: Sequence[Entry], deleted: Sequence[str]) -> None:
         """Keeps and drops entries in one transaction."""
@@ -100,3 +113,7 @@ class RedisStore:
 
     def _key(self, session_id: str) -> str:
         return f"{self._prefix}session:{session_id}"
+
+
+def _label(options: dict[str, Any]) -> str:
+    return f"redis {options.get('host', '?')}:{options.get('port', '')}/{options.get('db', 0)}"

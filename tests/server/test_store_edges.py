@@ -190,6 +190,38 @@ def test_a_deleted_session_does_not_come_back_by_a_save_under_way(serve):  # noq
     assert has(server, other)
 
 
+def test_a_late_save_of_one_that_is_gone_is_not_the_new_ones(serve):  # noqa: F811
+    """Both have the id that their idempotency key makes; one call must not lose the other."""
+    server = serve(session_store="memory", resident_bytes=1, store_timeout_s=0.2)
+    stubs = Stubs(server.channel, owner="ann")
+    session, other = stubs.create(idempotency_key="one", solver=TIGHT), stubs.create(solver=TIGHT)
+    for text in ("It was", " a dark", " night"):
+        stubs.score(text, session_id=session)
+
+    keeper = server.server._persistence.keeper
+    write, may_go_on, blocked = keeper._store.write, threading.Event(), threading.Event()
+
+    def slow(entries, deleted):
+        blocked.set()
+        assert may_go_on.wait(60)
+        write(entries, deleted)
+
+    keeper._store.write = slow
+    try:
+        stubs.score("It was", session_id=other)  # and the first one leaves the device
+        assert blocked.wait(60)
+        stubs.delete(session)
+        assert stubs.create(idempotency_key="one", solver=TIGHT) == session
+        held = stubs.score("in", session_id=session).position
+    finally:
+        may_go_on.set()
+    eventually(lambda: keeper.waiting == 0 and keeper.is_up)
+    assert not server.engine().sessions.is_saved(session), "nobody has saved the new one"
+    stubs.score(" a dark", session_id=other)
+    assert stubs.get(session).memory_bytes == 0
+    assert stubs.score(" torrents", session_id=session).position > held
+
+
 def test_the_one_that_is_made_anew_with_its_id_is_kept():
     keeper = Keeper(Moody(), timeout_s=20)
     old = make_snapshot(create_time=10.0, revision=9)

@@ -14,7 +14,7 @@ from server.engine.slots import SlotPool
 from server.engine.snapshots import Snapshot, States
 from server.engine.solve import Solve, Solved
 
-MAX_SESSIONS, SLOTS = 4, 6
+MAX_SESSIONS, MAX_RESIDENT, SLOTS = 4, 2, 6
 OWNERS = st.sampled_from(("ann", "bob"))
 TTLS = st.sampled_from((5.0, 1e6, 1e9))
 
@@ -79,6 +79,7 @@ class SessionsModel(RuleBasedStateMachine):
         self.table = SessionTable(
             self.pool,
             max_sessions=MAX_SESSIONS,
+            max_resident=MAX_RESIDENT,
             session_bytes=100,
             monotonic=lambda: self.now,
             wall=lambda: self.wall,
@@ -87,6 +88,7 @@ class SessionsModel(RuleBasedStateMachine):
         self.gone: list[str] = []
         self.over: list[Lease] = []
         self.bases: list[Base] = []
+        self.on_their_way: list[Snapshot] = []  # to the store, also of those that are gone
 
     # What the model says
 
@@ -109,6 +111,12 @@ class SessionsModel(RuleBasedStateMachine):
         if session is None or session.owner != owner:
             return SessionNotFound
         return SessionBusy if session.lease and not may_be_busy else None
+
+    def has_room(self, lease: Lease) -> bool:
+        """Whether what a lease's session comes to may have a slot of its own."""
+        own = self.holder(lease)
+        held = {s.slot for s in self.live.values() if s is not own and s.slot is not None}
+        return own is not None and len(held) < MAX_RESIDENT
 
     def check_view(self, view: SessionView, session: Expected) -> None:
         assert (view.owner, view.position, view.ttl_s, view.busy) == (

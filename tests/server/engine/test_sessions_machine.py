@@ -1,4 +1,6 @@
-"""The table of sessions against a dictionary: every call, two owners, clocks that also go back."""
+"""The table of sessions against a dictionary: every call, two owners, clocks that also go back,
+room on the device for half of the sessions, ids that are given again.
+"""
 
 from collections import Counter
 
@@ -8,10 +10,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 
 from server.engine.errors import SessionLimit
+from server.engine.requests import Lease
 from server.engine.results import Totals
 from server.engine.snapshots import States
 from server.engine.solve import Solve
 from tests.server.engine.sessions_model import (
+    MAX_RESIDENT,
     MAX_SESSIONS,
     OWNERS,
     SLOTS,
@@ -28,16 +32,23 @@ class Sessions(SessionsModel):
 
     # Calls
 
-    @rule(owner=OWNERS, ttl_s=TTLS)
-    def create(self, owner: str, ttl_s: float) -> None:
+    @rule(owner=OWNERS, ttl_s=TTLS, data=st.data())
+    def create(self, owner: str, ttl_s: float, data: st.DataObject) -> None:
+        """Also with the id of one that is gone, as an idempotency key may have it."""
         self.expire()
+        given = data.draw(st.none() | st.sampled_from(self.gone)) if self.gone else None
         if len(self.live) == MAX_SESSIONS:
             with pytest.raises(SessionLimit, match=f"at most {MAX_SESSIONS}"):
-                self.table.create(owner=owner, ttl_s=ttl_s, solve=Solve())
+                self.table.create(owner=owner, ttl_s=ttl_s, solve=Solve(), session_id=given)
             return
-        view = self.table.create(owner=owner, ttl_s=ttl_s, solve=Solve())
+        self.wall += 1.0  # what is made anew is made later
+        view = self.table.create(owner=owner, ttl_s=ttl_s, solve=Solve(), session_id=given)
         assert view.session_id not in self.live
-        assert view.session_id not in self.gone
+        if given is None:
+            assert view.session_id not in self.gone
+        else:
+            assert view.session_id == given
+            self.gone.remove(given)
         self.live[view.session_id] = Expected(owner, ttl_s, self.now, self.wall, self.wall)
         self.check_view(view, self.live[view.session_id])
 
@@ -142,15 +153,43 @@ class Sessions(SessionsModel):
         if base.slot is not None:
             self.pool.release(base.slot)
 
-    @rule(data=st.data(), more=st.integers(1, 5))
-    def commit(self, data: st.DataObject, more: int) -> None:
+    def make_room(self, lease: Lease, states: States | None) -> bool:
+        """As the engine does it: idle sessions leave, until there is room or none is left."""
+        for sharers in self.table.could_leave(lease):
+            if self.table.has_room(lease):
+                break
+            slots = {self.live[session_id].slot for session_id in sharers}
+            assert len(slots) == 1
+            assert None not in slots
+            for session_id in sharers:
+                session = self.live[session_id]
+                is_kept = states is not None or session.saved == session.revision
+                assert self.table.vacate(session_id, states) == is_kept
+                if is_kept:
+                    session.slot = None
+                    session.forget()
+        assert self.table.has_room(lease) == self.has_room(lease)
+        return self.has_room(lease)
+
+    def all_who_may_left(self, lease: Lease) -> bool:
+        """Whether what is on the device shares a slot with what a call is working on."""
+        own = self.holder(lease)
+        others = [s for s in self.live.values() if s is not own and s.slot is not None]
+        busy = {s.slot for s in others if s.lease}
+        return all(s.slot in busy for s in others)
+
+    @rule(data=st.data(), more=st.integers(1, 5), states=st.sampled_from((None, STATES)))
+    def commit(self, data: st.DataObject, more: int, states: States | None) -> None:
         """Also with leases that are over: then the slot stays the caller's."""
         lease = self.any_lease(data)
         session = self.holder(lease) if lease else None
         if lease is None or (session and session.away):
             return  # is fetched first
-        slot = self.pool.acquire()
-        if slot is None:
+        has_room = self.make_room(lease, states)
+        assert has_room or session is None or states is None or self.all_who_may_left(lease)
+        # One that is not resident goes on from its states; whose lease is over, has no session.
+        slot = self.pool.acquire() if has_room or session is None else None
+        if slot is None and (has_room or session is None):
             assert self.pool.used == SLOTS
             return
         position = more + (session.position if session else 0)
@@ -162,9 +201,11 @@ class Sessions(SessionsModel):
             totals=Totals(position, -1.0),
             last_token=1,
             tokens=tokens,
+            states=STATES,
         )
         if session is None:
             assert view is None
+            assert slot is not None
             self.pool.release(slot)
             return
         session.slot, session.position = slot, position
@@ -172,6 +213,23 @@ class Sessions(SessionsModel):
         self.touch(session)
         assert view is not None
         self.check_view(view, session)
+
+    @rule(data=st.data())
+    def settle(self, data: st.DataObject) -> None:
+        """A slot with what the session holds already, if there is room for it."""
+        lease = self.any_lease(data)
+        session = self.holder(lease) if lease else None
+        if lease is None or session is None or session.away or not self.has_room(lease):
+            return
+        slot = self.pool.acquire()
+        if slot is None:
+            return
+        is_taken = self.table.settle(lease, slot)
+        assert is_taken == (session.slot is None)
+        if is_taken:
+            session.slot = slot
+        else:
+            self.pool.release(slot)
 
     # What the keeper of the store does
 
@@ -182,10 +240,23 @@ class Sessions(SessionsModel):
         session = self.live[session_id]
         unsaved = {k for k, s in self.live.items() if s.saved < s.revision}
         assert set(self.table.unsaved()) == unsaved
-        self.table.mark_saved(session_id, session.revision)
-        session.saved = session.revision
+        self.on_their_way.append(snapshot_of(session_id, session))
+
+    @precondition(lambda self: self.on_their_way)
+    @rule(data=st.data())
+    def told_of_a_save(self, data: st.DataObject) -> None:
+        """Late, maybe: the session has gone on, or is gone, or another one has its id."""
+        index = data.draw(st.integers(0, len(self.on_their_way) - 1))
+        snapshot = self.on_their_way.pop(index)
+        session = self.live.get(snapshot.session_id)
+        is_same = session is not None and session.created == snapshot.create_time
+        assert self.table.is_current(snapshot) == is_same
+        self.table.mark_saved(snapshot)
+        if session is None or not is_same:
+            return
+        session.saved = max(session.saved, snapshot.revision)
         session.forget()
-        assert self.table.is_saved(session_id)
+        assert self.table.is_saved(snapshot.session_id) == (session.saved == session.revision)
 
     @precondition(lambda self: self.live)
     @rule(data=st.data(), states=st.sampled_from((None, STATES)))
@@ -232,7 +303,7 @@ class Sessions(SessionsModel):
         assert away == {k for k, s in self.live.items() if s.away}
         assert len(self.table) == len(self.live)
         holders = Counter(s.slot for s in self.live.values() if s.slot is not None)
-        assert self.table.holding() == len(holders)
+        assert self.table.holding() == len(holders) <= MAX_RESIDENT
         holders += Counter(base.slot for base in self.bases if base.slot is not None)
         assert self.pool._holders == [holders[slot] for slot in range(SLOTS)]
         assert self.pool.used == len(holders)

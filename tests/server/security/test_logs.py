@@ -3,7 +3,12 @@
 import contextlib
 import io
 import logging
+import os
+import subprocess
+import sys
+import traceback
 import urllib.request
+from urllib.parse import quote
 
 import grpc
 import pytest
@@ -22,8 +27,10 @@ from server.config import ServerConfig, ServerConfigError
 from server.logs import Formatter
 from server.options import parse_config
 from server.security.rights import METHODS
+from server.store.base import Entry, StoreOpenError
+from server.store.opening import open_store
 from tests.server.calls import FLUSH, TIMEOUT_S, Stubs, fails, to_input
-from tests.server.test_process import Process
+from tests.server.test_process import ROOT, Process
 
 SECRET = "zebrafish"
 """Stands in no vocabulary, so that it is in the log only if it was sent there."""
@@ -173,10 +180,90 @@ def test_passwords_are_not_shown(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         parse_config(["--help"], "deqlm serve")
     assert SECRET not in capsys.readouterr().out
-    for store, told in ((f"reddis://:{SECRET}@localhost:1/0", "…@localhost"), (SECRET, "…")):
-        with pytest.raises(ServerConfigError, match=rf"session_store must be .*{told}") as caught:
+    for store in (f"reddis://:{SECRET}@localhost:1/0", SECRET):
+        with pytest.raises(ServerConfigError, match=r"session_store must be .*'redis:…'") as caught:
             ServerConfig(session_store=f"redis:{store}")
         assert SECRET not in str(caught.value)
+
+
+PASSWORDS = [
+    # What a library takes for a host, a port, a path, options or a comment.
+    *("Rest=/zebrafish", "1234/zebrafish", "zebrafish/1234/5678", "a/zebrafish/@"),
+    *("Rest=#zebrafish", "1234#zebrafish", "Rest=?zebrafish", "1234?zebrafish=1"),
+    *("Rest=@zebra/fish", "zebrafish@1234", "[zebrafish", "zebrafish]", "zebra:fish/1234"),
+]
+"""Not percent-encoded, as one copies them."""
+
+
+def parts(password):
+    """What must not be told: everything in it that is four characters long."""
+    return [password[i : i + 4] for i in range(len(password) - 3)]
+
+
+def urls(password):
+    """With the user's name and without, and where something is missing."""
+    for user in ("", "ann"):
+        for rest in ("@127.0.0.1:1/0", "@127.0.0.1", "@", ""):
+            if rest or "@" not in password:  # what follows the only @ is a host
+                yield f"redis://{user}:{password}{rest}"
+
+
+@pytest.mark.parametrize("password", PASSWORDS)
+def test_a_password_that_is_not_encoded_is_not_told(password):
+    """Neither by the configuration nor by a store that is opened without one."""
+    for url in urls(password):
+        errors = []
+        for attempt in (
+            lambda url=url: ServerConfig(session_store=url),
+            lambda url=url: ServerConfig(session_store=url.replace("redis", "Redis", 1)),
+            lambda url=url: open_store(url, sync="normal", timeout_s=0.1),
+        ):
+            try:
+                attempt()
+            except (ServerConfigError, StoreOpenError) as error:
+                errors.append(error)
+        assert errors, "there is nothing at port 1"
+        for error in errors:
+            told = "".join(traceback.format_exception(error, limit=0)) + repr(error)
+            assert not [part for part in parts(password) if part in told], url
+
+
+@pytest.mark.parametrize("log_format", ["human", "json"])
+def test_a_server_does_not_tell_it_either(log_format, tiny_models):
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "proto")]),
+        "DEQLM_SESSION_STORE": "redis://:s3cr3t/Rest=@127.0.0.1:6379/0",
+    }
+    arguments = ["--model", f"tiny={tiny_models / 'words'}", "--port", "0", "--metrics-port", "-1"]
+    command = [sys.executable, "-m", "server", *arguments, "--log-format", log_format]
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.returncode != 0
+    told = ended.stdout + ended.stderr
+    assert "session_store must be" in told
+    assert "redis://[USER:PASSWORD@]HOST:PORT/DB, with / # ? @ of a password as %2F" in told
+    assert not [part for part in parts("s3cr3t/Rest=") if part in told]
+
+
+def test_one_that_is_encoded_gets_there(redis_server):
+    """To a server that lets nobody in without it."""
+    import redis
+
+    password = "s3cr3t/Rest=#?@:%41"
+    admin = redis.Redis.from_url(redis_server.url)
+    admin.config_set("requirepass", password)
+    try:
+        url = redis_server.url.replace("//", f"//:{quote(password, safe='')}@")
+        ServerConfig(session_store=url)
+        store = open_store(url, sync="normal", timeout_s=5.0)
+        store.write([Entry("a", b"h", b"b")], [])
+        assert store.read("a") == b"b"
+        store.close()
+        with pytest.raises(StoreOpenError, match=r"cannot open redis 127") as caught:
+            open_store(url.replace("s3cr3t", "wr0ng"), sync="normal", timeout_s=5.0)
+        assert not [part for part in parts("wr0ng/Rest=#?@:%41") if part in repr(caught.value)]
+    finally:
+        admin.config_set("requirepass", "")
+        admin.close()
 
 
 def test_a_store_that_does_not_answer_is_named_without_its_password(tiny_models, capsys):
