@@ -87,6 +87,8 @@ class Server:
         self._beside: list[asyncio.Task[None]] = []
         """What goes on for as long as it serves."""
         self._heads: list[Head] = []
+        self.unsaved = 0
+        """Sessions that a stop could not save."""
         self._profiles = Profiles(config.profile_dir, self._build.version)
 
     async def __aenter__(self) -> Self:
@@ -213,7 +215,7 @@ class Server:
         await self._guard.wait_idle(_LAST_WORDS_S)
         await self._attempts.wait(_LAST_WORDS_S)
         await self._looked_at()
-        await asyncio.to_thread(self._persistence.close)
+        self.unsaved = await asyncio.to_thread(self._persistence.close)
         self._health.close()
         await self._server.stop(_LAST_WORDS_S)
         if self._endpoint is not None:
