@@ -228,6 +228,8 @@ class Server:
         config = self.config
         store, self._heads = await asyncio.to_thread(read_store, config)
         keeper = Keeper(store, timeout_s=config.store_timeout_s, observer=self.metrics.store)
+        for head in self._heads:
+            keeper.note(head.session_id, head.size)
         self.metrics.store.keeper = keeper
         self._persistence = Persistence(
             keeper=keeper,

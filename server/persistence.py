@@ -90,11 +90,11 @@ class Persistence:
                 continue
             # A clock that was set back must not make it live longer than its time to live.
             idle_s = max(0.0, time.time() - opened.snapshot.last_used_time)
-            self.keeper.note(head.session_id, head.size)
             if idle_s > opened.snapshot.ttl_s:
                 self._drop(head.session_id)
                 continue
             self._left[head.session_id] = time.monotonic() + opened.snapshot.ttl_s - idle_s
+            self.keeper.note(head.session_id, head.size)
         return len(self._left)
 
     def expire_left(self) -> None:
@@ -109,13 +109,14 @@ class Persistence:
             # Somebody set a smaller bound: what does not fit waits in the store for a larger one.
             _log.warning("a stored session is beyond max_sessions and is left in the store")
             return False
-        self.keeper.note(head.session_id, head.size)
         view = engine.sessions.add_away(
             opened.snapshot, position=opened.position, last_token=opened.last_token
         )
         if view is None:
             self._drop(head.session_id)
-        return view is not None
+            return False
+        self.keeper.note(head.session_id, head.size)
+        return True
 
     @asynccontextmanager
     async def leased(
