@@ -87,6 +87,8 @@ class Server:
         self._beside: list[asyncio.Task[None]] = []
         """What goes on for as long as it serves."""
         self._heads: list[Head] = []
+        self.unsaved = 0
+        """Sessions that a stop could not save."""
         self._profiles = Profiles(config.profile_dir, self._build.version)
 
     async def __aenter__(self) -> Self:
@@ -148,8 +150,9 @@ class Server:
         self._guarding.reloader.reload()
 
     async def check(self) -> Findings:
-        """Look whether everything adds up, and log it."""
+        """Look whether everything adds up, as a signal asks for it, and log it."""
         found = await self._looked_at()
+        self._guarding.audit.record(who="a signal", action="check", result="OK")
         _log.info(
             "invariants checked: %d problems, %d calls, %d leases, %d streams",
             len(found.problems),
@@ -212,7 +215,7 @@ class Server:
         await self._guard.wait_idle(_LAST_WORDS_S)
         await self._attempts.wait(_LAST_WORDS_S)
         await self._looked_at()
-        await asyncio.to_thread(self._persistence.close)
+        self.unsaved = await asyncio.to_thread(self._persistence.close)
         self._health.close()
         await self._server.stop(_LAST_WORDS_S)
         if self._endpoint is not None:
@@ -225,6 +228,8 @@ class Server:
         config = self.config
         store, self._heads = await asyncio.to_thread(read_store, config)
         keeper = Keeper(store, timeout_s=config.store_timeout_s, observer=self.metrics.store)
+        for head in self._heads:
+            keeper.note(head.session_id, head.size)
         self.metrics.store.keeper = keeper
         self._persistence = Persistence(
             keeper=keeper,

@@ -167,16 +167,19 @@ class Persistence:
             is_stored = False
         return self._kept(is_stored)
 
-    def close(self) -> None:
-        """Saves what is not saved, and lets go of the store; blocks. The engines are at rest."""
+    def close(self) -> int:
+        """Saves what is not saved, and lets go of the store; blocks. The engines are at rest.
+
+        Returns:
+            How many sessions could not be saved.
+        """
         if self.keeper.outlives:
             for engine in self._engines.values():
                 for session_id in engine.sessions.unsaved():
                     snapshot = engine.capture(session_id).result()
                     if snapshot is not None:
                         self.keeper.save(snapshot)
-        if not self.keeper.close(timeout_s=_FLUSH_S):
-            _log.error("%d sessions could not be saved", self.keeper.waiting)
+        return 0 if self.keeper.close(timeout_s=_FLUSH_S) else self.keeper.waiting
 
     @property
     def _usually(self) -> Kept:

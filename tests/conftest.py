@@ -5,10 +5,10 @@ import signal
 
 from hypothesis import settings
 
-from tests.server.live import live_server, make_server, tiny_models
+from tests.server.live import leaves_nothing, live_server, make_server, tiny_models
 from tests.server.redis_server import redis_server
 
-__all__ = ["live_server", "make_server", "redis_server", "tiny_models"]
+__all__ = ["leaves_nothing", "live_server", "make_server", "redis_server", "tiny_models"]
 
 # The models here are tiny: a second thread costs more than it gains, and changes rounding.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -1,7 +1,9 @@
 """Brings sessions to a store and back on a thread of its own, whatever the store is doing.
 
 What a store has not taken yet is held here and tried again, so that a store that is down costs
-durability and nothing else: sessions go on, and are told as held in memory.
+durability and nothing else: sessions go on, and are told as held in memory. What is held is one
+snapshot at most of each session there is, and the id of each one to be dropped that the store had,
+or may have by one transaction that failed.
 """
 
 import logging
@@ -11,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TypeVar
 
 from server.engine.snapshots import Snapshot
@@ -30,10 +33,12 @@ _MOST_ENTRIES = 64
 class _Write:
     """What is to be written of a session, and who waits for that.
 
-    ``snapshot`` is None where it is to be dropped.
+    ``snapshot`` is None where it is to be dropped. The store ``may_have`` it once writing it was
+    tried: then a drop has to be written too.
     """
 
     snapshot: Snapshot | None
+    may_have: bool = False
     waiting: list["Future[bool]"] = field(default_factory=list)
 
 
@@ -120,8 +125,21 @@ class Keeper:
         return self._enqueue(snapshot.session_id, snapshot)
 
     def drop(self, session_id: str) -> "Future[bool]":
-        """Has the store forget a session; as ``save``."""
-        return self._enqueue(session_id, None)
+        """Has the store forget a session; as ``save``.
+
+        One that the store has never had is forgotten at once, whether the store is down or not.
+        """
+        with self._wake:
+            write = self._writes.get(session_id)
+            may_have = session_id in self._sizes or (write is not None and write.may_have)
+            if may_have:
+                return self._enqueue(session_id, None)
+            told = [] if write is None else self._writes.pop(session_id).waiting
+        for future in told:
+            future.set_result(False)
+        gone: Future[bool] = _uncancellable()
+        gone.set_result(True)
+        return gone
 
     def load(self, session_id: str) -> "Future[Snapshot | None]":
         """A session as it was saved last; None where there is none, or its bytes are damaged.
@@ -170,7 +188,7 @@ class Keeper:
             # Also where the thread ends by a defect: nobody may wait for it.
             with self._wake:
                 self._is_over = True
-            self._answer({key: write.snapshot for key, write in self._writes.items()}, False)
+                self._answer({key: write.snapshot for key, write in self._writes.items()}, False)
             self._refuse_reads()
             self._store.close()
 
@@ -186,8 +204,9 @@ class Keeper:
                 if not (self._reads or self._writes):
                     self._reads.append(("", _uncancellable()))
                 reads, self._reads = self._reads, deque()
-                writes = dict(list(self._writes.items())[:_MOST_ENTRIES])
-                due = {key: write.snapshot for key, write in writes.items()}
+                due: dict[str, Snapshot | None] = {}
+                for session_id, write in islice(self._writes.items(), _MOST_ENTRIES):
+                    due[session_id], write.may_have = write.snapshot, True
             for session_id, future in reads:
                 self._read(session_id, future)
             if due and not self._write(due):

@@ -31,19 +31,3 @@ def session(stubs: Stubs) -> Iterator[str]:
         stubs.delete(session_id)
     except grpc.RpcError as error:
         assert error.code() is grpc.StatusCode.NOT_FOUND
-
-
-@pytest.fixture(autouse=True)
-def leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
-    """What a test leaves on the shared server goes, and then the server's books add up.
-
-    A session left behind would expire within another test, which might be counting.
-    """
-    yield
-    if "live_server" in request.fixturenames:
-        live_server = request.getfixturevalue("live_server")
-        for owner in ("ann", "bob"):
-            stubs = Stubs(live_server.channel, owner=owner)
-            for view in stubs.list().sessions:
-                stubs.delete(view.session_id)
-        live_server.check()

@@ -1,6 +1,7 @@
 """A real server on tiny models, in a thread of the tests' process."""
 
 import asyncio
+import logging
 import threading
 import urllib.request
 from collections.abc import Callable, Coroutine, Iterator
@@ -11,6 +12,20 @@ import grpc
 import pytest
 
 T = TypeVar("T")
+
+
+class _Broken(logging.Handler):
+    """Keeps what a server finds broken, also when it stops, where nobody is told but the log."""
+
+    def __init__(self, thread: threading.Thread) -> None:
+        super().__init__(logging.ERROR)
+        self._thread = thread
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        told = record.getMessage()
+        if record.thread == self._thread.ident and told.startswith("invariant broken"):
+            self.found.append(told)
 
 
 class LiveServer:
@@ -41,6 +56,8 @@ class LiveServer:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="live-server")
         self._thread.start()
+        self.broken = _Broken(self._thread)
+        logging.getLogger("server").addHandler(self.broken)
         self.server = Server(config, load=load or load_engine)
         try:
             self.run(self.server.start())
@@ -98,8 +115,10 @@ class LiveServer:
     def _close(self) -> None:
         self.run(self.server.stop(grace_s=0.0))
         self._end_loop()
+        assert self.broken.found == []
 
     def _end_loop(self) -> None:
+        logging.getLogger("server").removeHandler(self.broken)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.run_until_complete(self._loop.shutdown_default_executor())
@@ -137,3 +156,21 @@ def make_server(tiny_models: Path) -> Iterator[Callable[..., LiveServer]]:
     yield make
     for server in servers:
         server.close()
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test leaves on the shared server goes, and then the server's books add up.
+
+    A session left behind would expire within another test, which might be counting.
+    """
+    yield
+    if "live_server" in request.fixturenames:
+        from tests.server.calls import Stubs
+
+        live_server = request.getfixturevalue("live_server")
+        for owner in ("ann", "bob"):
+            stubs = Stubs(live_server.channel, owner=owner)
+            for view in stubs.list().sessions:
+                stubs.delete(view.session_id)
+        live_server.check()

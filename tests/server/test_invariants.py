@@ -41,6 +41,7 @@ def test_what_is_broken_is_told_and_logged(live_server, stubs, session, caplog):
     engine.sessions.release(lease)
     engine._slots.release(slot)
     assert list(ask(live_server).problems) == []
+    live_server.broken.found.clear()
 
 
 def test_a_server_that_ends_looks_once_more(make_server, caplog):
@@ -52,6 +53,8 @@ def test_a_server_that_ends_looks_once_more(make_server, caplog):
     server.run(server.server.stop(grace_s=0.0))
     assert f"invariant broken: model 'pieces': slot {slot}" in caplog.text
     engine._slots.release(slot)
+    assert len(server.broken.found) == 1
+    server.broken.found.clear()
 
 
 def test_the_command(live_server, capsys):

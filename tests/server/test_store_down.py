@@ -5,7 +5,7 @@ import signal
 import subprocess
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -62,6 +62,19 @@ def keeper(moody):
     assert keeper.close(timeout_s=20)
 
 
+def in_threads(count, work):
+    """Does something in several threads at once; what one raises is raised."""
+    with ThreadPoolExecutor(count) as threads:
+        list(threads.map(work, range(count)))
+
+
+def eventually(holds):
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline, "it does not come to that"
+        time.sleep(0.01)
+
+
 class TestKeeper:
     def test_what_is_saved_can_be_loaded(self, keeper):
         snapshot = make_snapshot()
@@ -100,6 +113,72 @@ class TestKeeper:
         pause = threading.Event()
         while not keeper.is_up:
             pause.wait(0.005)
+
+    def test_what_was_never_stored_is_dropped_at_once(self, keeper, moody):
+        """A session made and deleted while the store is down leaves nothing that waits."""
+        moody.fails = True
+        assert not keeper.save(make_snapshot(session_id="first")).result(60)
+
+        def come_and_go(thread):
+            for number in range(1250):
+                snapshot = make_snapshot(session_id=f"{thread} {number}")
+                keeper.save(snapshot).result(60)
+                assert keeper.drop(snapshot.session_id).result(60) is not None
+
+        in_threads(4, come_and_go)
+        assert keeper.waiting <= 64, "only what one transaction tried"
+        assert keeper.drop("never seen").result(0)
+        assert keeper.drop("first").result(60) is False, "it may be there: writing it was tried"
+        moody.fails = False
+        eventually(lambda: keeper.waiting == 0)
+        assert not list(moody.heads())
+
+    def test_what_was_stored_is_dropped_when_it_is_back(self, moody):
+        keeper = Keeper(moody, timeout_s=60.0)
+        stored = [make_snapshot(session_id=f"{number}") for number in range(200)]
+        for told in [keeper.save(snapshot) for snapshot in stored]:
+            assert told.result(60)
+        moody.fails = True
+        assert not keeper.save(make_snapshot(session_id="other")).result(60)
+
+        def drop(thread):
+            for snapshot in stored[thread::4]:
+                assert keeper.drop(snapshot.session_id).result(60) is False
+                assert keeper.drop(snapshot.session_id).result(60) is False
+
+        in_threads(4, drop)
+        assert keeper.waiting == 201
+        moody.fails = False
+        eventually(lambda: keeper.waiting == 0)
+        assert [head.session_id for head in moody.heads()] == ["other"]
+        assert keeper.stored[0] == 1
+        assert keeper.close(timeout_s=60)
+
+    def test_what_a_failed_transaction_may_have_stored_is_dropped(self, keeper, moody):
+        write = moody.write
+
+        def lose_the_answer(entries, deleted):
+            write(entries, deleted)
+            raise StoreError("the connection was cut")
+
+        moody.write = lose_the_answer
+        assert not keeper.save(make_snapshot()).result(60)
+        assert list(moody.heads())
+        keeper.drop("ab12").result(60)
+        moody.write = write
+        eventually(lambda: keeper.waiting == 0)
+        assert not list(moody.heads())
+
+    def test_a_drop_takes_what_waits_with_it(self, keeper, moody):
+        moody.may_go_on.clear()
+        keeper.save(make_snapshot(session_id="other"))
+        assert moody.began.wait(60)
+        told = keeper.save(make_snapshot())
+        assert keeper.drop("ab12").result(60)
+        assert told.result(60) is False
+        moody.may_go_on.set()
+        assert keeper.load("ab12").result(60) is None
+        assert keeper.load("other").result(60) is not None
 
     def test_a_slow_store_counts_as_down(self, keeper, moody):
         moody.may_go_on.clear()

@@ -1,6 +1,7 @@
 """A connection of HTTP/2 that says what it likes, frame by frame."""
 
 import socket
+import ssl
 from collections.abc import Iterator, Mapping
 
 import hpack
@@ -19,10 +20,19 @@ SCORE = "/deqlm.v1.ScoringService/Score"
 TIMEOUT_S = 20.0
 
 
+GONE = (ConnectionError, ssl.SSLEOFError)
+"""What sending raises once the other side has ended the connection."""
+BY_TLS: dict[str, ssl.SSLContext] = {}
+"""Addresses where TLS comes first."""
+
+
 def open_socket(address: str) -> socket.socket:
     """A connection without a word said."""
     host, _, port = address.rpartition(":")
-    return socket.create_connection((host, int(port)), timeout=TIMEOUT_S)
+    plain = socket.create_connection((host, int(port)), timeout=TIMEOUT_S)
+    if address not in BY_TLS:
+        return plain
+    return BY_TLS[address].wrap_socket(plain, server_hostname=host)
 
 
 class Raw:
@@ -45,7 +55,7 @@ class Raw:
         """Sends frames; False once the other side has ended the connection."""
         try:
             self.socket.sendall(b"".join(frame.serialize() for frame in frames))
-        except (ConnectionError, TimeoutError):
+        except (*GONE, TimeoutError):
             return False
         return True
 
@@ -94,7 +104,7 @@ class Raw:
                     frame, size = Frame.parse_frame_header(memoryview(head))
                     frame.parse_body(memoryview(stream.read(size)))
                     yield frame
-            except ConnectionError:
+            except GONE:
                 return
 
 

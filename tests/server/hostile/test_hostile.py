@@ -1,16 +1,21 @@
 """Whatever somebody sends to the port: others have their answers, and nothing of it stays."""
 
+import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grpc
 import psutil
 import pytest
+import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.server.calls import Stubs
 from tests.server.hostile.attacks import ATTACKS, MAX_MESSAGE_BYTES
+from tests.server.hostile.raw import BY_TLS
+from tests.server.security.certificates import issue
+from tests.server.security.people import people, stubs_of, write
 from tests.server.test_process import ROOT, Process
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -25,9 +30,8 @@ MORE_BYTES = 128 << 20
 class Neighbour:
     """A client that scores, again and again, while somebody else attacks."""
 
-    def __init__(self, address: str) -> None:
-        self._channel = grpc.insecure_channel(address)
-        self._stubs = Stubs(self._channel, owner="neighbour")
+    def __init__(self, channel: grpc.Channel, stubs: Stubs) -> None:
+        self._channel, self._stubs = channel, stubs
         self._right = self._stubs.score("the of and a").call.logprob_sum
         self._more = threading.Condition()
         self._thread = threading.Thread(target=self._run)
@@ -71,17 +75,28 @@ class Neighbour:
 class Target:
     """A server process, as seen from outside."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(
+        self,
+        process: Process,
+        connect: Callable[[str], grpc.Channel] = grpc.insecure_channel,
+        greet: Callable[[grpc.Channel], Stubs] = Stubs,
+    ) -> None:
+        self.process, self._connect, self._greet = process, connect, greet
         self.address = process.wait_ready()[2]
         self.seen = psutil.Process(process.process.pid)
-        with Neighbour(self.address) as neighbour:
+        with self.neighbour() as neighbour:
             neighbour.next_round()
         self.files = self.seen.num_fds()
         self.bytes = self.seen.memory_info().rss
 
+    def neighbour(self) -> Neighbour:
+        """Somebody else who uses it."""
+        channel = self._connect(self.address)
+        return Neighbour(channel, self._greet(channel))
+
     def is_serving(self) -> bool:
         """What health says of the whole and of scoring."""
-        with grpc.insecure_channel(self.address) as channel:
+        with self._connect(self.address) as channel:
             check = health_pb2_grpc.HealthStub(channel).Check
             asked = [health_pb2.HealthCheckRequest(service=name) for name in SERVICES]
             return all(check(one, timeout=30).status == SERVING for one in asked)
@@ -108,10 +123,47 @@ def target(process: Process) -> Target:
     return Target(process)
 
 
+@pytest.fixture(scope="module")
+def secured(tiny_models, tmp_path_factory) -> Iterator[Target]:
+    """A server that speaks TLS and knows its callers; attackers are none of them."""
+    folder, authority = tmp_path_factory.mktemp("secured"), trustme.CA()
+    files = issue(folder, "server", authority, "127.0.0.1")
+    process = Process(
+        *("--model", f"tiny={tiny_models / 'words'}", "--port", "0", "--metrics-port=0"),
+        *("--max-message-bytes", str(MAX_MESSAGE_BYTES), "--handshake-s", "5", "--open-health"),
+        *("--tls-cert", str(files.cert), "--tls-key", str(files.key)),
+        *("--auth-file", str(write(folder / "auth.yaml", people()))),
+    )
+    credentials = grpc.ssl_channel_credentials(files.ca.read_bytes())
+    target = Target(
+        process,
+        lambda address: grpc.secure_channel(address, credentials),
+        lambda channel: stubs_of(channel, "ann"),
+    )
+    context = ssl.create_default_context(cafile=str(files.ca))
+    context.set_alpn_protocols(["h2"])
+    BY_TLS[target.address] = context
+    yield target
+    del BY_TLS[target.address]
+    process.process.terminate()
+    assert process.wait() == 0, "".join(process.lines)
+
+
 @pytest.mark.parametrize("name", ATTACKS)
-def test_others_have_their_answers(target: Target, process: Process, name: str) -> None:
+def test_others_have_their_answers(target: Target, name: str) -> None:
+    attack(target, name)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_others_have_their_answers_behind_tls(secured: Target, name: str) -> None:
+    attack(secured, name)
+
+
+def attack(target: Target, name: str) -> None:
+    """Attack it beside a neighbour, who must not notice; nothing of it may stay."""
+    process = target.process
     lines = len(process.lines)
-    with Neighbour(target.address) as neighbour:
+    with target.neighbour() as neighbour:
         ATTACKS[name](target.address, neighbour.next_round)
         neighbour.next_round()
         # What the attack held is given back while others go on.

@@ -83,6 +83,11 @@ def test_files_read_anew(server, file, tmp_path):
     ]
 
 
+def test_a_check(server, file):
+    server.run(server.server.check())
+    assert [(line["who"], line["action"]) for line in lines(file)] == [("a signal", "check")]
+
+
 def test_a_file_that_was_moved_away_is_begun_anew(file, tmp_path):
     audit = Audit(file)
     audit.record(who="root", action="a", result="OK")
