@@ -63,7 +63,7 @@ def _run_until_told(config: ServerConfig) -> Exception | str | None:
     return _serve(config)
 
 
-def _serve(config: ServerConfig) -> Exception | None:
+def _serve(config: ServerConfig) -> Exception | str | None:
     _spare(config)
     # Only now: usage errors and --help need not wait for torch.
     import torch
@@ -82,7 +82,7 @@ def _serve(config: ServerConfig) -> Exception | None:
     if config.threads:
         torch.set_num_threads(config.threads)
     try:
-        asyncio.run(_run(Server(config)))
+        return asyncio.run(_run(Server(config)))
     except (
         StartError,
         ServerConfigError,
@@ -91,7 +91,6 @@ def _serve(config: ServerConfig) -> Exception | None:
         TokenizerError,
     ) as error:
         return error
-    return None
 
 
 def _spare(config: ServerConfig) -> None:
@@ -102,7 +101,8 @@ def _spare(config: ServerConfig) -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-async def _run(server: "Server") -> None:
+async def _run(server: "Server") -> str | None:
+    """Serve until a signal comes; what is lost with the process, if anything is."""
     began = time.monotonic()
     stop = _stop_signal()
     await server.start()
@@ -125,7 +125,10 @@ async def _run(server: "Server") -> None:
         loading.cancel()
         stopping.cancel()
         await server.stop()
+    if server.unsaved:
+        return f"stopped; sessions lost, as the store is down: {server.unsaved}"
     _log.info("stopped")
+    return None
 
 
 def settle() -> None:

@@ -87,6 +87,8 @@ class Server:
         self._beside: list[asyncio.Task[None]] = []
         """What goes on for as long as it serves."""
         self._heads: list[Head] = []
+        self.unsaved = 0
+        """Sessions that a stop could not save."""
         self._profiles = Profiles(config.profile_dir, self._build.version)
 
     async def __aenter__(self) -> Self:
@@ -214,7 +216,7 @@ class Server:
         await self._attempts.wait(_LAST_WORDS_S)
         await self._persistence.settle(_LAST_WORDS_S)
         await self._looked_at()
-        await asyncio.to_thread(self._persistence.close)
+        self.unsaved = await asyncio.to_thread(self._persistence.close)
         self._health.close()
         await self._server.stop(_LAST_WORDS_S)
         if self._endpoint is not None:
@@ -236,6 +238,7 @@ class Server:
             answer_bytes=config.answer_bytes,
             key=self._key,
         )
+        self._registry.take_back = self._persistence.left.take_back
 
     def _make_server(self) -> grpc.aio.Server:
         self._attempts = Attempts()
@@ -286,7 +289,7 @@ class Server:
             if count := self._persistence.adopt(engine, self._heads):
                 _log.info("model %s has %d sessions in the store", engine.name, count)
             self.metrics.add_engine(engine)
-        if count := self._persistence.leave(self._heads):
+        if count := self._persistence.left.leave(self._heads):
             _log.warning("the store has %d sessions that no model here has room for", count)
         self._heads.clear()
         self._registry.open(self._engines)

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
@@ -17,8 +16,8 @@ from server.engine.requests import Lease
 from server.engine.results import SessionView
 from server.engine.snapshots import Answer, Snapshot, largest_token
 from server.errors import StoreUnavailable
+from server.left import Left
 from server.store.base import Head, StoreError
-from server.store.blob import BlobError, Opened, read_head
 from server.store.keeper import Keeper
 from server.tracing.current import stage
 
@@ -44,6 +43,7 @@ class Persistence:
         key: that exported sessions are signed with; None for none.
         leases: that calls have now, each with the name of its model.
         settling: saves the sessions of calls that ended before they were saved.
+        left: sessions that the store has for no engine here.
     """
 
     keeper: Keeper
@@ -52,14 +52,13 @@ class Persistence:
     key: bytes | None = None
     leases: set[tuple[str, Lease]] = field(default_factory=set)
     settling: "set[asyncio.Task[None]]" = field(default_factory=set)
+    left: Left = field(init=False)
     _engines: dict[str, Engine] = field(default_factory=dict)
     _waited_for: dict[Lease, int] = field(default_factory=dict)
     """Last revision of a lease that the store has taken, or not within a call's patience."""
-    _left: dict[str, float] = field(default_factory=dict)
-    """Sessions that the store has for no engine here, and when each expires; of the monotonic
-    clock."""
 
     def __post_init__(self) -> None:
+        self.left = Left(self.keeper)
         self.keeper.on_saved = self._mark_saved
         self.keeper.is_current = self._is_current
 
@@ -73,55 +72,7 @@ class Persistence:
         engine.memory.put_away = self._put_away
         engine.memory.captures = self.keeper.outlives
         engine.sessions.on_expired = self._drop
-        count = 0
-        for head in heads:
-            opened = _opened(head)
-            if opened is not None and opened.snapshot.model == engine.name:
-                count += self._add_away(engine, head, opened)
-        return count
-
-    def leave(self, heads: Sequence[Head]) -> int:
-        """Has the store keep, until they expire, sessions that no engine has adopted.
-
-        They are of models that are not served now, or beyond a bound that was made smaller.
-
-        Returns:
-            How many there are.
-        """
-        for head in heads:
-            opened = _opened(head)
-            engine = None if opened is None else self._engines.get(opened.snapshot.model)
-            if opened is None or (engine and engine.sessions.is_current(opened.snapshot)):
-                continue
-            # A clock that was set back must not make it live longer than its time to live.
-            idle_s = max(0.0, time.time() - opened.snapshot.last_used_time)
-            if idle_s > opened.snapshot.ttl_s:
-                self._drop(head.session_id)
-                continue
-            self._left[head.session_id] = time.monotonic() + opened.snapshot.ttl_s - idle_s
-            self.keeper.note(head.session_id, head.size)
-        return len(self._left)
-
-    def expire_left(self) -> None:
-        """Drops sessions of no engine whose time to live has passed."""
-        now = time.monotonic()
-        for session_id in [one for one, ends in self._left.items() if ends < now]:
-            del self._left[session_id]
-            self._drop(session_id)
-
-    def _add_away(self, engine: Engine, head: Head, opened: Opened) -> bool:
-        if len(engine.sessions) >= engine.limits.max_sessions:
-            # Somebody set a smaller bound: what does not fit waits in the store for a larger one.
-            _log.warning("a stored session is beyond max_sessions and is left in the store")
-            return False
-        view = engine.sessions.add_away(
-            opened.snapshot, position=opened.position, last_token=opened.last_token
-        )
-        if view is None:
-            self._drop(head.session_id)
-            return False
-        self.keeper.note(head.session_id, head.size)
-        return True
+        return self.left.adopt(engine, heads)
 
     @asynccontextmanager
     async def leased(
@@ -258,16 +209,19 @@ class Persistence:
             is_stored = False
         return self._kept(is_stored)
 
-    def close(self) -> None:
-        """Saves what is not saved, and lets go of the store; blocks. The engines are at rest."""
+    def close(self) -> int:
+        """Saves what is not saved, and lets go of the store; blocks. The engines are at rest.
+
+        Returns:
+            How many sessions could not be saved.
+        """
         if self.keeper.outlives:
             for engine in self._engines.values():
                 for session_id in engine.sessions.unsaved():
                     snapshot = engine.capture(session_id).result()
                     if snapshot is not None:
                         self.keeper.save(snapshot)
-        if not self.keeper.close(timeout_s=_FLUSH_S):
-            _log.error("%d sessions could not be saved", self.keeper.waiting)
+        return 0 if self.keeper.close(timeout_s=_FLUSH_S) else self.keeper.waiting
 
     @property
     def _usually(self) -> Kept:
@@ -300,11 +254,3 @@ class Persistence:
 def fits(snapshot: Snapshot, engine: Engine) -> bool:
     """Whether an engine's vocabulary has all of a session's tokens."""
     return largest_token(snapshot.tokens) < engine.config.n_token
-
-
-def _opened(head: Head) -> Opened | None:
-    try:
-        return read_head(head.head)
-    except BlobError as error:
-        _log.error("session %s in the store is damaged: %s", head.session_id, error)
-        return None

@@ -1,7 +1,7 @@
 """The served models by name, and which of them a call is about."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -38,6 +38,10 @@ class Registry:
         self._streams = Counter[tuple[str, str]]()
         self.is_closed = False
         """Whether the server is shutting down."""
+        self.take_back: Callable[[str, str], tuple[Engine, SessionView] | None] = (
+            lambda session_id, owner: None
+        )
+        """Has a session that was left in the store, by id and owner, be an engine's."""
 
     @property
     def is_ready(self) -> bool:
@@ -101,6 +105,7 @@ class Registry:
         Raises:
             InvalidFields: the id is empty.
             SessionNotFound: no engine knows it.
+            SessionLimit: the store has it, and no engine has room for it.
             NotReady, EngineStopped: no calls are taken.
         """
         check_session_id(session_id)
@@ -109,7 +114,10 @@ class Registry:
                 return engine, engine.sessions.get(session_id, owner)
             except SessionNotFound:
                 continue
-        raise SessionNotFound(session_id)
+        found = self.take_back(session_id, owner)
+        if found is None:
+            raise SessionNotFound(session_id)
+        return found
 
     def for_call(
         self, model: str, session_id: str | None, owner: str, *, prefix: str = ""
@@ -118,7 +126,7 @@ class Registry:
 
         Raises:
             InvalidFields: the session is another model's, or its id is empty.
-            ModelNotFound, SessionNotFound, NotReady, EngineStopped: as above.
+            ModelNotFound, SessionNotFound, SessionLimit, NotReady, EngineStopped: as above.
         """
         if session_id is None:
             return self.engine(model), None

@@ -19,7 +19,7 @@ async def watch_store(persistence: Persistence, health: Health) -> None:
     was_up = True
     while True:
         await asyncio.sleep(_LOOK_AT_STORE_S)
-        persistence.expire_left()
+        persistence.left.expire()
         if persistence.keeper.is_up != was_up:
             was_up = not was_up
             await health.set_store(is_up=was_up)

@@ -61,12 +61,7 @@ class SessionBase:
         """Told the id of each session that expired, with the table locked."""
 
     def _add(self, *, owner: str, ttl_s: float, solve: Solve, session_id: str | None) -> Session:
-        self.expire()
-        if len(self._sessions) >= self._max_sessions:
-            raise SessionLimit(
-                f"sessions must be at most {self._max_sessions}, and that many exist; "
-                "delete one or wait until one expires"
-            )
+        self._check_room()
         now = self._wall()
         session = Session(
             session_id=session_id or secrets.token_hex(16),
@@ -79,6 +74,14 @@ class SessionBase:
         )
         self._insert(session)
         return session
+
+    def _check_room(self) -> None:
+        self.expire()
+        if len(self._sessions) >= self._max_sessions:
+            raise SessionLimit(
+                f"sessions must be at most {self._max_sessions}, and that many exist; "
+                "delete one or wait until one expires"
+            )
 
     def _insert(self, session: Session) -> None:
         assert session.session_id not in self._sessions, "ids are not given twice"

@@ -56,18 +56,26 @@ class SessionTable(SessionWork):
             return self._view(session)
 
     def add_away(
-        self, snapshot: Snapshot, *, position: int, last_token: int | None
+        self, snapshot: Snapshot, *, position: int, last_token: int | None, idle_s: float
     ) -> SessionView | None:
         """A session that the store has; of ``snapshot`` tokens, states and answers are not there.
 
+        Args:
+            snapshot: the session.
+            position: tokens that it holds.
+            last_token: the last of them.
+            idle_s: seconds since it was used last.
+
         Returns:
-            The session; None where it has expired, or there are too many.
+            The session; None where it has expired.
+
+        Raises:
+            SessionLimit: there are ``max_sessions`` already.
         """
         with self._lock:
-            # A clock that was set back must not make it live longer than its time to live.
-            idle_s = max(0.0, self._wall() - snapshot.last_used_time)
-            if idle_s > snapshot.ttl_s or len(self._sessions) >= self._max_sessions:
+            if idle_s > snapshot.ttl_s:
                 return None
+            self._check_room()
             session = Session(
                 session_id=snapshot.session_id,
                 owner=snapshot.owner,

@@ -41,7 +41,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             request, limits=self._edge.limits, solve=self._edge.default_solve
         )
         new_id = _named(request.idempotency_key, "create", call.owner, engine.name)
-        view = _existing(engine, new_id, call.owner)
+        view = self._existing(engine, new_id, call.owner)
         if view is None:
             call.check_room(self._edge.registry)
             view = engine.sessions.create(
@@ -84,7 +84,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         ttl_s = check_fork(request, limits=self._edge.limits)
         persistence = self._edge.persistence
         new_id = _named(request.idempotency_key, "fork", call.owner, view.session_id)
-        copy = _existing(engine, new_id, call.owner)
+        copy = self._existing(engine, new_id, call.owner)
         if copy is None:
             async with persistence.leased(engine, view.session_id, call.owner) as lease:
                 call.check_room(self._edge.registry)
@@ -138,7 +138,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         snapshot = await asyncio.to_thread(self._fitted, opened.snapshot, engine)
         digest = hashlib.blake2b(request.blob).hexdigest()
         new_id = _named(request.idempotency_key, "import", call.owner, f"{engine.name} {digest}")
-        view = _existing(engine, new_id, call.owner)
+        view = self._existing(engine, new_id, call.owner)
         if view is None:
             call.check_room(self._edge.registry, tokens=snapshot.position)
             unsolved = snapshot.position if snapshot.states is None else 0
@@ -197,6 +197,20 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         call.model = engine.name
         return engine, view
 
+    def _existing(self, engine: Engine, session_id: str | None, owner: str) -> SessionView | None:
+        """The session that the same call has made before, if it has; it may be left in the store.
+
+        Raises:
+            SessionLimit: it is, and there is no room for it.
+        """
+        if session_id is None:
+            return None
+        try:
+            return engine.sessions.get(session_id, owner)
+        except SessionNotFound:
+            found = self._edge.persistence.left.take_back(session_id, owner)
+            return None if found is None else found[1]
+
     def _all(self, engines: list[Engine] | None, owner: str) -> list[tuple[Engine, SessionView]]:
         chosen = self._edge.registry.engines() if engines is None else engines
         return [(engine, view) for engine in chosen for view in engine.sessions.list(owner)]
@@ -208,16 +222,6 @@ def _named(key: str, kind: str, owner: str, what: str) -> str | None:
         return None
     parts = json.dumps([kind, owner, what, key]).encode("utf-8")
     return hashlib.blake2b(parts, digest_size=16).hexdigest()
-
-
-def _existing(engine: Engine, session_id: str | None, owner: str) -> SessionView | None:
-    """The session that the same call has made before, if it has."""
-    if session_id is None:
-        return None
-    try:
-        return engine.sessions.get(session_id, owner)
-    except SessionNotFound:
-        return None
 
 
 def _key(view: SessionView) -> _Key:

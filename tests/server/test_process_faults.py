@@ -10,7 +10,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from deqlm.v1 import generation_pb2, model_pb2
+from deqlm.v1 import common_pb2, generation_pb2, model_pb2
 from tests.server.calls import TIMEOUT_S, Stubs, fails, to_input
 from tests.server.test_process import ROOT, Process
 
@@ -89,6 +89,25 @@ def test_a_sigterm_amid_a_stream(checkpoint, tmp_path):
     finally:
         again.process.terminate()
     assert again.wait() == 0
+
+
+def test_a_stop_while_the_store_is_down(checkpoint, redis_server):
+    """What is lost with the process is told, by its exit code as well."""
+    process = serve(checkpoint, "--session-store", redis_server.url, "--store-timeout-s", "0.5")
+    try:
+        with grpc.insecure_channel(process.wait_ready()[2]) as channel:
+            stubs = Stubs(channel)
+            session, untouched = stubs.create(), stubs.create()
+            stubs.score("the", session_id=untouched)
+            assert stubs.score("the", session_id=session).kept == common_pb2.KEPT_IN_STORE
+            redis_server.stop()
+            assert stubs.score("of", session_id=session).kept == common_pb2.KEPT_IN_MEMORY
+        process.process.terminate()
+        assert process.wait() == 1
+        assert process.lines[-1].endswith("stopped; sessions lost, as the store is down: 1\n")
+    finally:
+        process.process.kill()
+        redis_server.start()
 
 
 _LIMITED = """
