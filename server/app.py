@@ -216,6 +216,7 @@ class Server:
         )
         await self._guard.wait_idle(_LAST_WORDS_S)
         await self._attempts.wait(_LAST_WORDS_S)
+        await self._persistence.settle(_LAST_WORDS_S)
         await self._looked_at()
         self.unsaved = await asyncio.to_thread(self._persistence.close)
         self._health.close()
