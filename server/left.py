@@ -74,9 +74,7 @@ class Left:
                 # Somebody set a smaller bound: what does not fit waits in the store for room.
                 _log.warning("a stored session is beyond max_sessions and is left in the store")
                 continue
-            if view is not None:
-                self.keeper.note(head.session_id, head.size)
-                count += 1
+            count += view is not None
         return count
 
     def leave(self, heads: Sequence[Head]) -> int:
@@ -93,7 +91,6 @@ class Left:
                 self.keeper.drop(head.session_id)
                 continue
             self._sessions[head.session_id] = stored
-            self.keeper.note(head.session_id, head.size)
         return len(self._sessions)
 
     def take_back(self, session_id: str, owner: str) -> tuple[Engine, SessionView] | None:

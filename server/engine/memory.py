@@ -1,6 +1,7 @@
 """What jobs take from sessions and leave to them: slots of the slab's store."""
 
 import logging
+import time
 from collections.abc import Callable
 
 import torch
@@ -20,6 +21,9 @@ from server.engine.states import DTYPES, tensor_of
 from server.engine.work import Run, Work
 
 log = logging.getLogger(__name__)
+
+_AGAIN_S = 10.0
+"""After which a session that could not leave the device is asked to again."""
 
 
 class Memory:
@@ -54,6 +58,8 @@ class Memory:
         self.captures = False
         self.from_states = self.from_tokens = self.repaired = 0
         self.left_idle = self.left_full = 0
+        self._stuck: dict[str, float] = {}
+        """Sessions that could not leave, and until when that is not tried again."""
 
     def take_base(self, work: Work) -> None:
         """Has a job hold what its session has come to, if it has a session.
@@ -131,8 +137,12 @@ class Memory:
         if lease is None or slot is None or not self._make_room(lease):
             return
         self._slots.retain(slot)
-        if not self._sessions.settle(lease, slot):
-            self._slots.release(slot)
+        is_taken = False
+        try:
+            is_taken = self._sessions.settle(lease, slot)
+        finally:
+            if not is_taken:
+                self._slots.release(slot)
 
     def release_base(self, work: Work) -> None:
         """Gives back the slot that a job holds, if it holds one."""
@@ -233,15 +243,23 @@ class Memory:
         return False
 
     def _put_away(self, session_id: str) -> bool:
-        if self.put_away is None:
+        """Has a session leave the device; what breaks at that is no affair of others."""
+        now = time.monotonic()
+        if self.put_away is None or self._stuck.get(session_id, now) > now:
             return False
-        if self._sessions.is_saved(session_id):
-            return self._sessions.vacate(session_id)
-        snapshot = self.capture(session_id)
-        if snapshot is None or not self._sessions.vacate(session_id, snapshot.states):
+        try:
+            if self._sessions.is_saved(session_id):
+                return self._sessions.vacate(session_id)
+            snapshot = self.capture(session_id)
+            if snapshot is None:
+                return False
+            self.put_away(snapshot)
+            return self._sessions.vacate(session_id, snapshot.states)
+        except Exception:
+            log.exception("session %s did not leave the device: once more later", session_id)
+            self._stuck = {one: until for one, until in self._stuck.items() if until > now}
+            self._stuck[session_id] = now + _AGAIN_S
             return False
-        self.put_away(snapshot)
-        return True
 
     def _states(self, z_star: Tensor, solved: Solved) -> States:
         kept = z_star.to(DTYPES[self._format]).cpu().contiguous()
