@@ -42,6 +42,7 @@ from server.start import (
 )
 from server.store.base import Head
 from server.store.keeper import Keeper
+from server.trimming import trim_now_and_then
 from server.watch import watch_engines, watch_store
 
 _LAST_WORDS_S = 1.0
@@ -138,7 +139,8 @@ class Server:
         await self._health.set_loading()
         await self._server.start()
         self._loading = asyncio.create_task(self._load_all())
-        self._beside.append(asyncio.create_task(self._guarding.run()))
+        for beside in (self._guarding.run(), trim_now_and_then()):
+            self._beside.append(asyncio.create_task(beside))
 
     @property
     def has_files(self) -> bool:
@@ -214,6 +216,7 @@ class Server:
         )
         await self._guard.wait_idle(_LAST_WORDS_S)
         await self._attempts.wait(_LAST_WORDS_S)
+        await self._persistence.settle(_LAST_WORDS_S)
         await self._looked_at()
         self.unsaved = await asyncio.to_thread(self._persistence.close)
         self._health.close()

@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
+from contextvars import Context
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -41,6 +42,7 @@ class Persistence:
         answer_bytes: most bytes of answers that a session keeps.
         key: that exported sessions are signed with; None for none.
         leases: that calls have now, each with the name of its model.
+        settling: saves the sessions of calls that ended before they were saved.
         left: sessions that the store has for no engine here.
     """
 
@@ -49,8 +51,11 @@ class Persistence:
     answer_bytes: int
     key: bytes | None = None
     leases: set[tuple[str, Lease]] = field(default_factory=set)
+    settling: "set[asyncio.Task[None]]" = field(default_factory=set)
     left: Left = field(init=False)
     _engines: dict[str, Engine] = field(default_factory=dict)
+    _waited_for: dict[Lease, int] = field(default_factory=dict)
+    """Last revision of a lease that the store has taken, or not within a call's patience."""
 
     def __post_init__(self) -> None:
         self.left = Left(self.keeper)
@@ -89,8 +94,43 @@ class Persistence:
                 await self._bring(engine, lease)
             yield lease
         finally:
+            self._leave(engine, lease)
+
+    def _leave(self, engine: Engine, lease: Lease) -> None:
+        """Frees a session; first it is saved, if that is not done or under way.
+
+        A call may end between its commit and ``keep``. Its session is busy until it is saved: its
+        client asks what came of the call, and may rely on what it is told of a session at rest.
+        """
+        held = self._waited_for.pop(lease, 0)
+        if not self.keeper.outlives:
+            engine.sessions.release(lease)
+        elif not engine.sessions.release_kept(
+            lease, held=max(held, self.keeper.held(lease.session_id))
+        ):
+            # Nobody cancels it, and it is in no call's trace.
+            saving = asyncio.create_task(self._save_last(engine, lease), context=Context())
+            self.settling.add(saving)
+            saving.add_done_callback(self.settling.discard)
+            return
+        self.leases.discard((engine.name, lease))
+
+    async def _save_last(self, engine: Engine, lease: Lease) -> None:
+        try:
+            # The engine captures it after what it was told before: that the call is over.
+            snapshot = await self.capture(engine, lease.session_id)
+            if snapshot is not None:
+                await self.save(snapshot)
+        except Exception:
+            _log.exception("session %s could not be captured", lease.session_id)
+        finally:
             engine.sessions.release(lease)
             self.leases.discard((engine.name, lease))
+
+    async def settle(self, timeout_s: float) -> None:
+        """Waits for sessions that are being saved without their calls, for so long at most."""
+        if self.settling:
+            await asyncio.wait(self.settling, timeout=timeout_s)
 
     async def _bring(self, engine: Engine, lease: Lease) -> None:
         try:
@@ -134,7 +174,9 @@ class Persistence:
                 snapshot = replace(snapshot, answers=answers, revision=revision)
         if snapshot is None:
             return self._usually
-        return await self.save(snapshot)
+        kept = await self.save(snapshot)
+        self._waited_for[lease] = snapshot.revision
+        return kept
 
     async def store(self, engine: Engine, session_id: str) -> Kept:
         """Has the store take a session as it is now, if it keeps sessions."""

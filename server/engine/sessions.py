@@ -173,6 +173,26 @@ class SessionTable(SessionWork):
             self._touch(session)
             return Lease(session_id, self._serial)
 
+    def release_kept(self, lease: Lease, *, held: int = 0) -> bool:
+        """Gives the right back, unless the store lacks what the session has come to.
+
+        Once it is given back nothing is committed by it, so that nothing can come between.
+
+        Args:
+            lease: of the call.
+            held: revision that waits on its way to the store, which is as good.
+
+        Returns:
+            Whether it is given back.
+        """
+        with self._lock:
+            session = self._holder(lease)
+            if session is not None and not session.is_private:
+                if max(session.saved, held) < session.revision:
+                    return False
+            self.release(lease)
+            return True
+
     def release(self, lease: Lease) -> None:
         """Gives the right back; giving it back twice does nothing."""
         with self._lock:

@@ -107,6 +107,12 @@ class Keeper:
         """Sessions of which the store lacks the last word."""
         return len(self._writes)
 
+    def held(self, session_id: str) -> int:
+        """Revision of a session that waits here for a store that is down; 0 for none."""
+        with self._wake:
+            write = None if self.is_up else self._writes.get(session_id)
+            return 0 if write is None or write.snapshot is None else write.snapshot.revision
+
     def note(self, session_id: str, size: int) -> None:
         """The store has had an entry of so many bytes since before the start."""
         self._sizes[session_id] = size

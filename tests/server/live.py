@@ -93,6 +93,7 @@ class LiveServer:
         """Everything adds up, and where no call is left nothing is held for one."""
         guard = self.server._guard
         at_rest = self.run(guard.wait_idle(5.0))
+        self.run(self.server._persistence.settle(30.0))
         for engine in self.server._engines:
             engine.check().result(60)  # a turn, in which what was cancelled ends
         found = self.run(self.server.check())

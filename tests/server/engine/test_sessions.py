@@ -92,6 +92,22 @@ def test_commit_after_release_changes_nothing() -> None:
     pool.release(slot)
 
 
+def test_a_session_that_is_not_saved_is_not_released() -> None:
+    table, pool, _ = make_table()
+    session = create(table)
+    made = table.snapshot(session)
+    assert made is not None
+    lease = table.acquire(session, "ann")
+    assert not table.release_kept(lease), "the store has never had it"
+    assert table.get(session, "ann").busy
+    table.mark_saved(made)
+    commit_new(table, pool, lease, 7)
+    assert not table.release_kept(lease, held=made.revision), "it has the session as it was before"
+    assert table.release_kept(lease, held=made.revision + 1)
+    assert not table.get(session, "ann").busy
+    assert table.release_kept(lease), "it is over"
+
+
 def test_forks_share_memory_until_one_goes_on() -> None:
     table, pool, _ = make_table()
     session = create(table)

@@ -1,0 +1,137 @@
+"""Calls that their clients leave between the commit and its way to the store."""
+
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+
+from deqlm.v1 import common_pb2, generation_pb2
+from server.store.blob import read_blob
+from server.store.sqlite import SQLiteStore
+from tests.server.calls import FLUSH, TIGHT, Stubs, to_input
+from tests.server.test_persistence import path, serve  # noqa: F401
+
+TEXT = "It was a dark and stormy night; the rain fell in torrents"
+IN_STORE = common_pb2.KEPT_IN_STORE
+
+
+class Window:
+    """Has a client leave as soon as its next commit is made, before anybody hears of that.
+
+    The engine's thread stands still in the commit until the call is over.
+    """
+
+    def __init__(self, server) -> None:
+        self._guard, self._table = server.server._guard, server.engine().sessions
+        self._commit, self._table.commit = self._table.commit, self._stop
+        self.leave = None
+        self.passed = threading.Event()
+
+    def _stop(self, lease, **values):
+        view = self._commit(lease, **values)
+        assert view is not None
+        self._table.commit = self._commit
+        self.leave()
+        until(lambda: self._guard.running == 0)
+        self.passed.set()
+        return view
+
+
+def until(holds):
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline, "it does not come to that"
+        time.sleep(0.002)
+
+
+def begin(stubs, session, what, over):
+    """A call that goes on until it is cancelled; how to do that."""
+    if what == "score":
+        return stubs.begin_score("and the wind", session_id=session).cancel
+    if what == "generate":
+        request = generation_pb2.GenerateRequest(
+            session_id=session,
+            prompt=to_input("and the wind"),
+            stop=generation_pb2.StopOptions(max_tokens=3, ignore_eos=True),
+        )
+        call = stubs.generate(request)
+    else:
+        call = stubs.stream(open_ended(["and the wind", FLUSH], over), session_id=session)
+
+    def read():
+        with pytest.raises(grpc.RpcError):
+            for _ in call:
+                pass
+
+    threading.Thread(target=read).start()
+    return call.cancel
+
+
+def open_ended(messages, over):
+    yield from messages
+    over.wait(60)
+
+
+def stored(file: Path, session: str):
+    """The session as it would be after a kill at this moment."""
+    folder = file.parent / "killed"
+    folder.mkdir()
+    for name in (file.name, f"{file.name}-wal"):
+        shutil.copy(file.parent / name, folder / name)
+    store = SQLiteStore(folder / file.name)
+    try:
+        return read_blob(store.read(session), strict=True).snapshot
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("what", ["score", "stream", "generate"])
+def test_a_commit_is_saved_without_its_client(serve, path, what):  # noqa: F811
+    server = serve()
+    stubs = Stubs(server.channel, owner="ann")
+    session = stubs.create(solver=TIGHT)
+    before = stubs.score(TEXT, session_id=session).position
+    window, over, begun = Window(server), threading.Event(), threading.Event()
+    cancels = []
+
+    def leave():
+        assert begun.wait(60)
+        cancels[0]()
+
+    window.leave = leave
+    cancels.append(begin(stubs, session, what, over))
+    begun.set()
+    assert window.passed.wait(60)
+    over.set()
+    # As a client does that goes on with a stream which was lost.
+    until(lambda: not stubs.get(session).busy)
+    kept = stored(path, session)
+    view = stubs.get(session)
+    assert kept.position == view.position > before
+    assert (kept.totals.scored_tokens, kept.states is None) == (view.position, False)
+    assert server.server._persistence.settling == set()
+    assert stubs.score(TEXT, session_id=session).kept == IN_STORE
+
+
+def test_a_call_that_nobody_leaves_is_saved_once(serve):  # noqa: F811
+    server = serve()
+    stubs = Stubs(server.channel, owner="ann")
+    store, written = server.server._persistence.keeper._store, []
+    write = store.write
+
+    def count(entries, deleted):
+        written.extend(entry.session_id for entry in entries)
+        write(entries, deleted)
+
+    store.write = count
+    session = stubs.create(solver=TIGHT)
+    stubs.score(TEXT, session_id=session)
+    stubs.score(TEXT, session_id=session, idempotency_key="a")
+    stubs.score(session_id=session, candidates=[to_input("of"), to_input("in")])
+    answers = [*stubs.stream([TEXT, FLUSH, TEXT, FLUSH], session_id=session)]
+    commits = sum(len(answer.tokens) > 0 for answer in answers)
+    assert not stubs.get(session).busy
+    assert written == [session] * (3 + commits), "made, scored twice, and the stream's"
