@@ -72,7 +72,7 @@ def break_while(monkeypatch, owner, name, broken, error):
 )
 def test_one_that_cannot_leave_harms_nobody(path, name, error, monkeypatch, caplog):
     """Jobs go on, it is not tried at every turn, and it leaves when it can."""
-    monkeypatch.setattr("server.engine.memory._AGAIN_S", PAUSE_S)
+    monkeypatch.setattr("server.engine.leaving._AGAIN_S", PAUSE_S)
     limits = EngineLimits(**SIZES, resident_idle_s=1e-3)
     with running_engine(MODEL, limits) as caller:
         engine, kept, broken = caller.engine, {}, threading.Event()
@@ -97,7 +97,7 @@ def test_one_that_cannot_leave_harms_nobody(path, name, error, monkeypatch, capl
 
 @pytest.mark.parametrize(("path", "name"), STEPS, ids=[name for _, name in STEPS])
 def test_one_that_cannot_make_room_fails_no_other_call(path, name, monkeypatch):
-    monkeypatch.setattr("server.engine.memory._AGAIN_S", 0.0)
+    monkeypatch.setattr("server.engine.leaving._AGAIN_S", 0.0)
     with running_engine(MODEL, EngineLimits(**SIZES, resident_bytes=1)) as caller:
         engine, broken = caller.engine, threading.Event()
         engine.memory.put_away = lambda snapshot: None
