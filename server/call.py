@@ -25,6 +25,9 @@ from server.tracing.current import Spans
 OWNER_KEY = "deqlm-owner"
 ACCEPTED_KEY = "deqlm-accepted"
 
+_FAILED_ON_ITS_WAY = "ExecuteBatchError"
+"""Name of gRPC's error, which is not public, for what can be sent no more."""
+
 _BROUGHT_ON = (asyncio.CancelledError, Cancelled, DeadlineExceeded, NotConverged, SlowReader)
 """Failures of work that was done, or would have been, had its client let it."""
 
@@ -211,7 +214,8 @@ class Call:
 
         A refusal comes with headers of its own; what these say tells the two apart.
         """
-        await self.context.send_initial_metadata(((ACCEPTED_KEY, "1"),))
+        with _cancelled_if_gone():
+            await self.context.send_initial_metadata(((ACCEPTED_KEY, "1"),))
 
     async def send(self, response: Any) -> None:
         """Send one message of a stream.
@@ -220,12 +224,28 @@ class Call:
 
         Raises:
             SlowReader: the client does not read; what it has yet to read stays bounded.
+            CancelledError: it is gone.
         """
         try:
             async with asyncio.timeout(self.send_timeout_s):
-                await self.context.write(response)
+                with _cancelled_if_gone():
+                    await self.context.write(response)
         except TimeoutError as error:
             raise SlowReader(self.send_timeout_s) from error
+
+
+@contextmanager
+def _cancelled_if_gone() -> Iterator[None]:
+    """Around what is sent: where the client leaves meanwhile, that is the end of the call.
+
+    gRPC has what is on its way fail, and ends the call's task only then.
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ == _FAILED_ON_ITS_WAY:
+            raise asyncio.CancelledError("the client is gone") from error
+        raise
 
 
 def _host(peer: str) -> str:

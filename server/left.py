@@ -74,9 +74,7 @@ class Left:
                 # Somebody set a smaller bound: what does not fit waits in the store for room.
                 _log.warning("a stored session is beyond max_sessions and is left in the store")
                 continue
-            if view is not None:
-                self.keeper.note(head.session_id, head.size)
-                count += 1
+            count += view is not None
         return count
 
     def leave(self, heads: Sequence[Head]) -> int:
@@ -93,7 +91,6 @@ class Left:
                 self.keeper.drop(head.session_id)
                 continue
             self._sessions[head.session_id] = stored
-            self.keeper.note(head.session_id, head.size)
         return len(self._sessions)
 
     def take_back(self, session_id: str, owner: str) -> tuple[Engine, SessionView] | None:
@@ -106,8 +103,8 @@ class Left:
         Raises:
             SessionLimit: there is no room for it: it stays in the store.
         """
-        stored = self._sessions.get(session_id)
-        if stored is None or stored.snapshot.owner != owner:
+        stored = self._find(session_id, owner)
+        if stored is None:
             return None
         engine = self._engines.get(stored.snapshot.model)
         if engine is None:
@@ -116,11 +113,25 @@ class Left:
         del self._sessions[session_id]
         return None if view is None else (engine, view)
 
+    def forget(self, session_id: str, owner: str) -> bool:
+        """Has a session be nobody's any more; False where none of this owner was left.
+
+        It is for the caller to have it dropped.
+        """
+        if self._find(session_id, owner) is None:
+            return False
+        del self._sessions[session_id]
+        return True
+
     def expire(self) -> None:
         """Drops those whose time to live has passed."""
         for session_id in [key for key, stored in self._sessions.items() if stored.is_expired]:
             del self._sessions[session_id]
             self.keeper.drop(session_id)
+
+    def _find(self, session_id: str, owner: str) -> Stored | None:
+        stored = self._sessions.get(session_id)
+        return stored if stored is not None and stored.snapshot.owner == owner else None
 
     def _is_taken(self, stored: Stored) -> bool:
         engine = self._engines.get(stored.snapshot.model)

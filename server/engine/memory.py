@@ -1,39 +1,34 @@
 """What jobs take from sessions and leave to them: slots of the slab's store."""
 
 import logging
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from server.engine.batch import Batch
 from server.engine.errors import Cancelled
-from server.engine.requests import Lease
+from server.engine.leaving import Leaving
 from server.engine.results import SessionView, Totals
 from server.engine.session_work import Base
 from server.engine.sessions import SessionTable
 from server.engine.slab import Slab
 from server.engine.slots import SlotPool
-from server.engine.snapshots import Snapshot, StateFormat, States, pack_tokens, unpack_tokens
+from server.engine.snapshots import StateFormat, pack_tokens, unpack_tokens
 from server.engine.solve import Solved, SolveStats
-from server.engine.states import DTYPES, tensor_of
+from server.engine.states import tensor_of
 from server.engine.work import Run, Work
 
 log = logging.getLogger(__name__)
 
 
-class Memory:
+class Memory(Leaving):
     """Bases that jobs continue, and commits of what they came to. On the engine's thread.
 
     Attributes:
-        put_away: takes the snapshot of a session that leaves the device; it is kept from then on.
-            None where sessions do not leave.
         captures: whether commits come with all that a store needs.
         from_states: sessions that came back by their states.
         from_tokens: sessions that had to be solved again.
         repaired: those of them whose memory held no numbers.
-        left_idle: sessions that left the device as nobody used them.
-        left_full: sessions that left it to make room.
     """
 
     def __init__(
@@ -48,12 +43,10 @@ class Memory:
         state_format: StateFormat = "float32",
     ) -> None:
         """Takes the memory, its rows and slots, the sessions that hold most of the slots."""
-        self._slab, self._rows, self._slots, self._sessions = slab, rows, slots, sessions
-        self._batch, self._eos_id, self._format = batch, eos_id, state_format
-        self.put_away: Callable[[Snapshot], None] | None = None
+        super().__init__(slab, slots, sessions, state_format)
+        self._rows, self._batch, self._eos_id = rows, batch, eos_id
         self.captures = False
         self.from_states = self.from_tokens = self.repaired = 0
-        self.left_idle = self.left_full = 0
 
     def take_base(self, work: Work) -> None:
         """Has a job hold what its session has come to, if it has a session.
@@ -131,8 +124,12 @@ class Memory:
         if lease is None or slot is None or not self._make_room(lease):
             return
         self._slots.retain(slot)
-        if not self._sessions.settle(lease, slot):
-            self._slots.release(slot)
+        is_taken = False
+        try:
+            is_taken = self._sessions.settle(lease, slot)
+        finally:
+            if not is_taken:
+                self._slots.release(slot)
 
     def release_base(self, work: Work) -> None:
         """Gives back the slot that a job holds, if it holds one."""
@@ -205,48 +202,6 @@ class Memory:
                 self._slots.release(slot)
             raise Cancelled("the session was released")
         return session
-
-    def capture(self, session_id: str) -> Snapshot | None:
-        """All of a session as it is now; None where it is gone, private or away."""
-        slot = self._sessions.hold(session_id)
-        if slot is None:
-            return self._sessions.snapshot(session_id)
-        try:
-            return self._sessions.snapshot(session_id, self._states(*self._slab.kept_states(slot)))
-        finally:
-            self._slots.release(slot)
-
-    def leave_idle(self, longer_than_s: float) -> None:
-        """Takes sessions off the device that no call has used for so long."""
-        for session_id in self._sessions.idle(longer_than_s=longer_than_s):
-            self.left_idle += self._put_away(session_id)
-
-    def _make_room(self, lease: Lease) -> bool:
-        """Has a lease's session hold a slot of its own, if need be in the place of idle ones."""
-        if self._sessions.has_room(lease):
-            return True
-        for sharers in self._sessions.could_leave(lease):
-            for session_id in sharers:
-                self.left_full += self._put_away(session_id)
-            if self._sessions.has_room(lease):
-                return True
-        return False
-
-    def _put_away(self, session_id: str) -> bool:
-        if self.put_away is None:
-            return False
-        if self._sessions.is_saved(session_id):
-            return self._sessions.vacate(session_id)
-        snapshot = self.capture(session_id)
-        if snapshot is None or not self._sessions.vacate(session_id, snapshot.states):
-            return False
-        self.put_away(snapshot)
-        return True
-
-    def _states(self, z_star: Tensor, solved: Solved) -> States:
-        kept = z_star.to(DTYPES[self._format]).cpu().contiguous()
-        data = kept.view(torch.uint8).numpy().tobytes()
-        return States(self._format, len(z_star), z_star.shape[1], data, solved)
 
 
 def is_out_of_memory(error: Exception) -> bool:

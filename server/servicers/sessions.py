@@ -99,9 +99,12 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         self, request: session_pb2.DeleteSessionRequest, call: Call
     ) -> session_pb2.DeleteSessionResponse:
         """Forget a session."""
-        engine, view = self._find(request.session_id, call)
-        engine.sessions.delete(view.session_id, call.owner)
-        kept = await self._edge.persistence.drop(view.session_id)
+        self._edge.registry.engines()  # before all else: the server may be closed
+        persistence = self._edge.persistence
+        if not persistence.left.forget(request.session_id, call.owner):
+            engine, view = self._find(request.session_id, call)
+            engine.sessions.delete(view.session_id, call.owner)
+        kept = await persistence.drop(request.session_id)
         return session_pb2.DeleteSessionResponse(kept=kept)
 
     async def ExportSession(

@@ -17,7 +17,7 @@ import pytest
 
 from deqlm.v1 import common_pb2, generation_pb2
 from tests.server.calls import FLUSH, TIGHT, TIMEOUT_S, Stubs, to_input
-from tests.server.killed import BACK_OFF_S, OPTIONS, RETRIED
+from tests.server.killed import BACK_OFF_S, OPTIONS, is_retried
 
 NEAR = 2e-3
 N_TOKEN = 22
@@ -136,16 +136,22 @@ class Client:
         self._keep(history, generate, responses)
 
     def _stream(self, history: History) -> None:
-        """Each answer is a commit; a stream has no key, but tells what was committed."""
+        """Each answer is a commit; a stream has no key, but tells what was committed.
+
+        Now and then it is left at any moment, perhaps between a commit and its way to the store.
+        """
         pieces = [self._tokens(), self._tokens()]
         known, sent = len(history.tokens), pieces[0] + pieces[1]
         messages = [pieces[0], FLUSH, pieces[1], FLUSH]
+        call = self._stubs.stream(messages, session_id=history.session_id)
+        if self._random.random() < 0.5:
+            threading.Timer(self._random.expovariate(20.0), call.cancel).start()
         try:
-            for answer in self._stubs.stream(messages, session_id=history.session_id):
+            for answer in call:
                 history.tokens[known:] = sent[: answer.committed_position - known]
                 assert answer.kept in (common_pb2.KEPT_IN_STORE, common_pb2.KEPT_UNSPECIFIED)
         except grpc.RpcError as error:
-            assert error.code() in RETRIED, error
+            assert is_retried(error), error
             # What was committed without an answer can be asked for, and is all or nothing.
             position, done = self._free(history).position, len(history.tokens)
             ends = {known, known + len(pieces[0]), known + len(sent)}
@@ -184,7 +190,7 @@ class Client:
             try:
                 return call()
             except grpc.RpcError as error:
-                if error.code() not in RETRIED:
+                if not is_retried(error):
                     raise
                 self.repeats += 1
                 time.sleep(BACK_OFF_S)

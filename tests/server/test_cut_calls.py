@@ -1,5 +1,6 @@
 """Calls that their clients leave between the commit and its way to the store."""
 
+import math
 import shutil
 import threading
 import time
@@ -9,6 +10,7 @@ import grpc
 import pytest
 
 from deqlm.v1 import common_pb2, generation_pb2
+from server.call import Call
 from server.store.blob import read_blob
 from server.store.sqlite import SQLiteStore
 from tests.server.calls import FLUSH, TIGHT, Stubs, to_input
@@ -135,3 +137,29 @@ def test_a_call_that_nobody_leaves_is_saved_once(serve):  # noqa: F811
     commits = sum(len(answer.tokens) > 0 for answer in answers)
     assert not stubs.get(session).busy
     assert written == [session] * (3 + commits), "made, scored twice, and the stream's"
+
+
+def test_a_client_that_leaves_while_it_is_answered_is_no_defect(live_server, caplog, monkeypatch):
+    """A message on its way fails then, before the server is told that the call is cancelled."""
+    options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024)]
+    send, sending = Call.send, [0.0]
+
+    async def watched(self, response):
+        sending[0] = time.monotonic()
+        await send(self, response)
+        sending[0] = math.inf
+
+    monkeypatch.setattr(Call, "send", watched)
+    for _ in range(5):
+        over = threading.Event()
+        sending[0] = math.inf
+        with grpc.insecure_channel(live_server.address, options=options) as channel:
+            messages = open_ended([[5] * 50, FLUSH] * 200, over)
+            call = Stubs(channel).stream(messages, model="words", top_k=20)
+            next(call)
+            # What it does not read fills what lies between.
+            until(lambda: time.monotonic() - sending[0] > 0.5)
+            call.cancel()
+            over.set()
+    until(lambda: live_server.server._guard.running == 0)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []

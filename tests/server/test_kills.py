@@ -2,9 +2,29 @@
 
 from pathlib import Path
 
+import grpc
 import pytest
 
+from tests.server.calls import Stubs
+from tests.server.killed import is_retried
 from tests.server.kills import kill_often
+
+
+def test_clients_put_up_with_kills_and_not_with_defects(make_server) -> None:
+    server = make_server()
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("planted")
+
+    server.engine().tokenizer.encode = broken
+    with pytest.raises(grpc.RpcError) as caught:
+        Stubs(server.channel).score("It")
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert not is_retried(caught.value)
+    with grpc.insecure_channel("127.0.0.1:1") as nobody:
+        with pytest.raises(grpc.RpcError) as caught:
+            Stubs(nobody).score("It")
+    assert is_retried(caught.value)
 
 
 @pytest.mark.timeout(300)

@@ -90,6 +90,27 @@ def test_one_that_is_back_outlives_its_old_time(serve, monkeypatch):  # noqa: F8
     assert stubs.get(back).position == position
 
 
+def test_it_can_be_deleted_though_there_is_no_room(serve, tiny_models):  # noqa: F811
+    """Also where its model is not served."""
+    stubs = Stubs(serve(max_sessions=4).channel, owner="ann")
+    first, left, other = (stubs.create(idempotency_key=key, solver=TIGHT) for key in "abc")
+    for one in (first, left, other):
+        stubs.score(TEXT, session_id=one)
+    small = serve(max_sessions=1)
+    bob = Stubs(small.channel, owner="bob")
+    assert fails(lambda: bob.delete(left)).reason == "SESSION_NOT_FOUND"
+    stubs = Stubs(small.channel, owner="ann")
+    assert has(small, left)
+    stubs.delete(left)
+    assert not has(small, left)
+    assert fails(lambda: stubs.get(left)).reason == "SESSION_NOT_FOUND"
+    assert fails(lambda: stubs.delete(left)).reason == "SESSION_NOT_FOUND"
+    stubs = Stubs(serve(model=(f"words={tiny_models / 'words'}",)).channel, owner="ann")
+    stubs.delete(other)
+    stubs = Stubs(serve(max_sessions=4).channel, owner="ann")
+    assert [one.session_id for one in stubs.list().sessions] == [first]
+
+
 @pytest.mark.parametrize("way", ["key", "name"])
 def test_one_whose_time_has_passed_is_not_back(serve, monkeypatch, way):  # noqa: F811
     """Nobody has looked yet: the key makes a new one, the name finds none."""

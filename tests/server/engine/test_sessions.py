@@ -8,6 +8,7 @@ from server.engine.results import Totals
 from server.engine.sessions import SessionTable
 from server.engine.slots import SlotPool
 from server.engine.solve import Solve
+from tests.server.engine.sessions_model import STATES
 
 
 class Clock:
@@ -20,10 +21,17 @@ class Clock:
         return self.now
 
 
-def make_table(max_sessions: int = 4, slots: int = 8) -> tuple[SessionTable, SlotPool, Clock]:
+def make_table(
+    max_sessions: int = 4, slots: int = 8, max_resident: int | None = None
+) -> tuple[SessionTable, SlotPool, Clock]:
     pool, clock = SlotPool(slots), Clock()
     table = SessionTable(
-        pool, max_sessions=max_sessions, session_bytes=100, monotonic=clock, wall=clock
+        pool,
+        max_sessions=max_sessions,
+        max_resident=max_resident,
+        session_bytes=100,
+        monotonic=clock,
+        wall=clock,
     )
     return table, pool, clock
 
@@ -126,6 +134,34 @@ def test_forks_share_memory_until_one_goes_on() -> None:
     table.delete(session, "ann")
     table.delete(fork.session_id, "ann")
     assert pool.used == 0
+
+
+def test_who_leaves_first_is_by_the_last_use_of_what_they_share() -> None:
+    table, pool, _ = make_table(max_sessions=8, max_resident=3)
+    old, other, busy = create(table), create(table), create(table)
+    for session in (old, other, busy):
+        lease = table.acquire(session, "ann")
+        commit_new(table, pool, lease, 7)
+        table.release(lease)
+    fork = table.fork(old, "ann").session_id  # used now, and so is the memory of the old one
+    newest = create(table)
+    lease = table.acquire(newest, "ann")
+    held = table.acquire(busy, "ann")
+    assert not table.has_room(lease)
+    assert [set(group) for group in table.could_leave(lease)] == [{other}, {old, fork}]
+    table.release(held)
+    assert [set(group) for group in table.could_leave(lease)] == [{other}, {old, fork}, {busy}]
+    # Who goes on from what others share needs room of its own, or that they leave it.
+    own = table.acquire(fork, "ann")
+    assert not table.has_room(own)
+    assert {old} in [set(group) for group in table.could_leave(own)]
+    assert [set(group) for group in table.could_leave(lease)] == [{other}, {busy}]
+    assert table.vacate(old, STATES)
+    assert table.has_room(own)
+    assert table.holding() == 3
+    table.release(own)
+    assert not table.has_room(own), "the lease is over"
+    assert table.could_leave(lease)
 
 
 def test_time_to_live_counts_from_the_last_use() -> None:
