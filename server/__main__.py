@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING
 
 from cli.build import this_build
+from server.allocator import keep_large_blocks_apart
 from server.config import ServerConfig, ServerConfigError
 from server.logs import set_up
 from server.options import parse_config
@@ -65,6 +66,7 @@ def _run_until_told(config: ServerConfig) -> Exception | str | None:
 
 def _serve(config: ServerConfig) -> Exception | str | None:
     _spare(config)
+    keep_large_blocks_apart()
     # Only now: usage errors and --help need not wait for torch.
     import torch
 

@@ -42,7 +42,6 @@ from server.start import (
 )
 from server.store.base import Head
 from server.store.keeper import Keeper
-from server.trimming import trim_now_and_then
 from server.watch import watch_engines, watch_store
 
 _LAST_WORDS_S = 1.0
@@ -139,8 +138,7 @@ class Server:
         await self._health.set_loading()
         await self._server.start()
         self._loading = asyncio.create_task(self._load_all())
-        for beside in (self._guarding.run(), trim_now_and_then()):
-            self._beside.append(asyncio.create_task(beside))
+        self._beside.append(asyncio.create_task(self._guarding.run()))
 
     @property
     def has_files(self) -> bool:
