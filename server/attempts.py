@@ -6,7 +6,7 @@ import struct
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from server.engine.errors import Cancelled, DeadlineExceeded
 from server.engine.snapshots import Answer
@@ -164,10 +164,17 @@ def from_answer(answer: Answer, request: Message, kind: type[M]) -> list[M]:
         raise KeyReused(answer.key)
     if answer.data is None:
         raise AnswerNotKept(answer.key)
+    try:
+        return _unpacked(answer.data, kind)
+    except (struct.error, DecodeError) as error:  # of a store that somebody else has written to
+        raise AnswerNotKept(answer.key) from error
+
+
+def _unpacked(data: bytes, kind: type[M]) -> list[M]:
     found, begin = [], 0
-    while begin < len(answer.data):
-        (size,) = _LENGTH.unpack_from(answer.data, begin)
+    while begin < len(data):
+        (size,) = _LENGTH.unpack_from(data, begin)
         begin += _LENGTH.size
-        found.append(kind.FromString(answer.data[begin : begin + size]))
+        found.append(kind.FromString(data[begin : begin + size]))
         begin += size
     return found

@@ -1,10 +1,13 @@
 """A call with a key is done once, however often it is sent."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 
 from deqlm.v1 import common_pb2, generation_pb2, scoring_pb2
+from server.attempts import from_answer, to_answer
+from server.errors import AnswerNotKept
 from server.store.keeper import Keeper
 from tests.server.calls import ENDLESS, Stubs, fails, to_input
 from tests.server.test_contention import wait_for
@@ -138,6 +141,15 @@ class TestScore:
         told = fails(lambda: stubs.score([5], **{"idempotency_key": "a", **fields}))
         assert told.fields == ("idempotency_key",)
         assert problem in told.message
+
+
+@pytest.mark.parametrize("data", [b"\x01", b"\x03\x00\x00\x00\xff\xff\xff"])
+def test_a_kept_answer_that_is_none_is_not_kept(data):
+    request = scoring_pb2.ScoreRequest(idempotency_key="a")
+    whole = to_answer("a", request, [scoring_pb2.ScoreResponse(session_id="s")])
+    assert from_answer(whole, request, scoring_pb2.ScoreResponse)[0].session_id == "s"
+    with pytest.raises(AnswerNotKept):
+        from_answer(replace(whole, data=data), request, scoring_pb2.ScoreResponse)
 
 
 class TestGenerate:
