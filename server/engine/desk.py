@@ -210,7 +210,9 @@ class Desk:
 
 
 def do(errand: Callable[[], T], future: "Future[T]") -> None:
-    """Does an errand; what it raises is for those who wait for it."""
+    """Does an errand, unless nobody waits for it any more; what it raises is for those who do."""
+    if not future.set_running_or_notify_cancel():
+        return
     try:
         with torch.inference_mode():
             future.set_result(errand())
