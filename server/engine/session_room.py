@@ -43,10 +43,13 @@ class SessionRoom(SessionBase):
         A slot whose other holder is the lease's session counts: that is about to leave it.
 
         Returns:
-            Ids for each slot, the one that was not used for longest first.
+            Ids for each slot, the one that was not used for longest first; none where the lease is
+            over, for which nobody has to leave.
         """
         with self._lock:
             own = self._holder(lease)
+            if own is None:
+                return []
             by_slot: dict[int, list[Session]] = {}
             for session in reversed(self._resident.values()):
                 if session is not own and session.slot is not None:

@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 
+from server.engine.errors import Cancelled
 from server.engine.limits import EngineLimits
 from server.engine.requests import Stop
 from server.engine.results import Failed, Scored
@@ -135,3 +136,26 @@ def test_what_breaks_as_one_comes_back_ends_its_job_alone(path, monkeypatch):
         assert engine.check().result(60) == []
         expected = logprobs(caller.scored(caller.score(TEXT)))[6:]
         assert goes_on(caller, away, TEXT[6:]) == pytest.approx(expected, abs=2e-5)
+
+
+def test_for_a_call_that_is_over_nobody_leaves(monkeypatch):
+    """Its lease ends while its last step is made: it commits nothing, and needs no room."""
+    with running_engine(MODEL, EngineLimits(**SIZES)) as caller:
+        engine = caller.engine
+        engine.memory.put_away = lambda snapshot: None
+        idle = [begun(caller, TEXT[:6]) for _ in range(3)]
+        view = engine.sessions.create(owner="", ttl_s=600, solve=Solve())
+        lease = engine.sessions.acquire(view.session_id, "")
+        memory, commit = engine._runner._memory, engine._runner._memory.commit
+
+        def leaves(run, totals):
+            engine.sessions.release(lease)
+            return commit(run, totals)
+
+        monkeypatch.setattr(memory, "commit", leaves)
+        event = caller.result(caller.score(TEXT[:3], lease=lease))
+        assert isinstance(event, Failed)
+        assert isinstance(event.error, Cancelled)
+        state = engine.snapshot()
+        assert (state.resident_sessions, state.sessions_left_full) == (3, 0)
+        assert all(engine.sessions.get(session, "").memory_bytes > 0 for session in idle)
