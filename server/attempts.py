@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
-from server.engine.errors import Cancelled, DeadlineExceeded
+from server.engine.errors import Cancelled, DeadlineExceeded, TooLate
 from server.engine.snapshots import Answer
 from server.errors import AnswerNotKept, KeyReused
 
@@ -87,7 +87,7 @@ class Attempts:
 
         Raises:
             KeyReused: that one asked for something else.
-            Cancelled, DeadlineExceeded: it was ended.
+            Cancelled, DeadlineExceeded, TooLate: it was ended, or there was no time for it.
         """
         name, digest, is_told, is_own = (session_id, key), digest_of(request), False, False
 
@@ -104,7 +104,7 @@ class Attempts:
                 raise KeyReused(key)
             try:
                 await attempt.follow(tell)
-            except (Cancelled, DeadlineExceeded):
+            except (Cancelled, DeadlineExceeded, TooLate):
                 if is_own or is_told:
                     raise
             else:

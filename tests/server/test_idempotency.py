@@ -93,9 +93,11 @@ class TestScore:
         request = scoring_pb2.ScoreRequest(
             input=to_input([5] * 30), session_id=session, idempotency_key="a"
         )
-        first = stubs.scoring.Score.future(request, timeout=2.0, metadata=stubs.metadata)
+        first = stubs.scoring.Score.future(request, timeout=5.0, metadata=stubs.metadata)
         wait_for(lambda: server.engine().snapshot().waiting_jobs == 1)
         follower = stubs.begin_score([5] * 30, session_id=session, idempotency_key="a")
+        wait_for(lambda: server.server._guard.running == 3)
+        assert not first.done()
         assert fails(first.result).code == "DEADLINE_EXCEEDED"
         assert not follower.done()
         blocker.cancel()
