@@ -239,6 +239,7 @@ class Server:
             key=self._key,
         )
         self._registry.take_back = self._persistence.left.take_back
+        self._registry.left = self._persistence.left.positions
 
     def _make_server(self) -> grpc.aio.Server:
         self._attempts = Attempts()

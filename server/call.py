@@ -172,14 +172,14 @@ class Call:
         Raises:
             QuotaExceeded: there are not so many left; nothing was taken.
         """
-        meter = self.meter
-        if meter is not None:
-            meter.take_tokens(count)
+        if self.meter is None or not count:
+            yield
+            return
+        self.meter.take_tokens(count)
         try:
             yield
         except BaseException:
-            if meter is not None:
-                meter.give_back(count)
+            self.meter.give_back(count)
             raise
 
     def watched(self, end: Callable[[], object]) -> AbstractContextManager[object]:

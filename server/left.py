@@ -113,6 +113,14 @@ class Left:
         del self._sessions[session_id]
         return None if view is None else (engine, view)
 
+    def positions(self, model: str, owner: str) -> list[int]:
+        """Tokens that each session has which was left of an owner."""
+        return [
+            stored.opened.position
+            for stored in self._sessions.values()
+            if (stored.snapshot.model, stored.snapshot.owner) == (model, owner)
+        ]
+
     def forget(self, session_id: str, owner: str) -> bool:
         """Has a session be nobody's any more; False where none of this owner was left.
 

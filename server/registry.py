@@ -1,8 +1,7 @@
 """The served models by name, and which of them a call is about."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from server.engine.engine import Engine
@@ -18,7 +17,7 @@ class Usage:
     """What the sessions of an owner may take.
 
     Attributes:
-        sessions: those there are, those of its streams included.
+        sessions: those there are; of its streams, and left in the store, as well.
         bytes: of memory, each counted with all that it may take and its tokens' ids.
         more_bytes: that one more may take.
     """
@@ -35,13 +34,15 @@ class Registry:
         """Tell the models that will be there, the default one first."""
         self._names = tuple(names)
         self._engines: dict[str, Engine] = {}
-        self._streams = Counter[tuple[str, str]]()
+        self._streams: dict[str, tuple[str, SessionView]] = {}
         self.is_closed = False
         """Whether the server is shutting down."""
         self.take_back: Callable[[str, str], tuple[Engine, SessionView] | None] = (
             lambda session_id, owner: None
         )
         """Has a session that was left in the store, by id and owner, be an engine's."""
+        self.left: Callable[[str, str], Sequence[int]] = lambda model, owner: ()
+        """Tokens of each that was left there, by model and owner."""
 
     @property
     def is_ready(self) -> bool:
@@ -79,25 +80,32 @@ class Registry:
         return self._engines[model]
 
     @contextmanager
-    def streaming(self, engine: Engine, owner: str) -> Iterator[None]:
+    def streaming(self, session: SessionView, owner: str) -> Iterator[None]:
         """Counts a session that an owner's stream has for itself."""
-        self._streams[owner, engine.name] += 1
+        self._streams[session.session_id] = (owner, session)
         try:
             yield
         finally:
-            self._streams -= Counter([(owner, engine.name)])
+            del self._streams[session.session_id]
 
     def usage(self, owner: str) -> Usage:
         """What an owner's sessions may take, and one more. Raises NotReady, EngineStopped."""
         held, held_bytes, more_bytes = 0, 0, 0
         for engine in self.engines():
-            views = engine.sessions.list(owner)
-            count = len(views) + self._streams[owner, engine.name]
-            held += count
-            held_bytes += count * engine.session_bytes
-            held_bytes += TOKEN_BYTES * sum(view.position for view in views)
+            positions = [*self._positions(engine, owner), *self.left(engine.name, owner)]
+            held += len(positions)
+            held_bytes += len(positions) * engine.session_bytes + TOKEN_BYTES * sum(positions)
             more_bytes = max(more_bytes, engine.session_bytes)
         return Usage(sessions=held, bytes=held_bytes, more_bytes=more_bytes)
+
+    def _positions(self, engine: Engine, owner: str) -> Iterator[int]:
+        """Tokens of each of an owner's sessions, those of its streams included."""
+        for view in engine.sessions.list(owner):
+            yield view.position
+        for other, session in self._streams.values():
+            if other == owner:
+                with suppress(SessionNotFound):  # it is of another engine
+                    yield engine.sessions.get(session.session_id, session.owner).position
 
     def session(self, session_id: str, owner: str) -> tuple[Engine, SessionView]:
         """The session of a call, and the engine that holds it.

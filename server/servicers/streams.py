@@ -84,7 +84,7 @@ class Streams:
             is_private=True,
         )
         try:
-            with self._edge.registry.streaming(engine, call.owner):
+            with self._edge.registry.streaming(view, call.owner):
                 async with self._leased(engine, view.session_id, owner) as leased:
                     yield leased
         finally:

@@ -139,6 +139,8 @@ def test_what_an_import_has_solved_again_costs_as_much_as_scoring(guarded):
     assert "of which this takes 40" in told.message
     assert len(ann.list().sessions) == held
     ann.score([7] * 15)
+    is_refused(server, lambda: ann.score([7] * 30), "tokens")
+    assert take_in(whole).session.position == 40
 
 
 def test_what_is_not_drawn_is_given_back(guarded):
@@ -296,6 +298,39 @@ def test_bytes_of_sessions(guarded):
     assert f"at most {2 * size} bytes of sessions, of which {2 * size} are in use" in told.message
     of(server).score("It", session_id=first)
     assert of(server).get(first).memory_bytes <= size
+
+
+def test_bytes_of_tokens_of_streams(guarded):
+    size = 3 * (16 + 16) * 16 * 4
+    server = guarded(max_session_bytes=2 * size + 399)
+    may_end = threading.Event()
+
+    def messages():
+        yield [7] * 100
+        yield FLUSH
+        may_end.wait(TIMEOUT_S)
+
+    stream = of(server).stream(messages())
+    next(stream)
+    told = is_refused(server, of(server).create, "session_bytes")
+    assert f"of which {size + 400} are in use" in told.message
+    may_end.set()
+    list(stream)
+    assert of(server).create()
+
+
+def test_sessions_left_in_the_store(make_server, tmp_path):
+    path = write(tmp_path / "auth.yaml", people(ann={"quotas": {"max_sessions": 3}}))
+    fields = {"auth_file": path, "session_store": f"sqlite:{tmp_path / 'sessions.db'}"}
+    server = make_server(**fields, open_metrics=True)
+    for _ in range(3):
+        of(server).create()
+    server.run(server.server.stop(grace_s=0.0))
+    server = make_server(**fields, open_metrics=True, max_sessions=2)
+    assert len(of(server).list().sessions) == 2
+    is_refused(server, lambda: of(server).create(model="words"), "sessions")
+    of(server).delete(of(server).list().sessions[0].session_id)
+    assert of(server).create(model="words")
 
 
 def test_bytes_of_tokens(guarded):
