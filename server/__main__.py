@@ -128,7 +128,7 @@ async def _run(server: "Server") -> str | None:
         stopping.cancel()
         await server.stop()
     if server.unsaved:
-        return f"stopped; sessions lost, as the store is down: {server.unsaved}"
+        return f"stopped; sessions lost, as the store did not take them: {server.unsaved}"
     _log.info("stopped")
     return None
 

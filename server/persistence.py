@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from contextvars import Context
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from deqlm.v1 import common_pb2
 from server.engine.engine import Engine
@@ -42,7 +42,7 @@ class Persistence:
         answer_bytes: most bytes of answers that a session keeps.
         key: that exported sessions are signed with; None for none.
         leases: that calls have now, each with the name of its model.
-        settling: saves the sessions of calls that ended before they were saved.
+        settling: saves of sessions, which go on where their calls end.
         left: sessions that the store has for no engine here.
     """
 
@@ -51,7 +51,7 @@ class Persistence:
     answer_bytes: int
     key: bytes | None = None
     leases: set[tuple[str, Lease]] = field(default_factory=set)
-    settling: "set[asyncio.Task[None]]" = field(default_factory=set)
+    settling: "set[asyncio.Task[Any]]" = field(default_factory=set)
     left: Left = field(init=False)
     _engines: dict[str, Engine] = field(default_factory=dict)
     _waited_for: dict[Lease, int] = field(default_factory=dict)
@@ -108,10 +108,8 @@ class Persistence:
         elif not engine.sessions.release_kept(
             lease, held=max(held, self.keeper.held(lease.session_id))
         ):
-            # Nobody cancels it, and it is in no call's trace.
-            saving = asyncio.create_task(self._save_last(engine, lease), context=Context())
-            self.settling.add(saving)
-            saving.add_done_callback(self.settling.discard)
+            # It is in no call's trace.
+            self._goes_on(asyncio.create_task(self._save_last(engine, lease), context=Context()))
             return
         self.leases.discard((engine.name, lease))
 
@@ -179,11 +177,29 @@ class Persistence:
         return kept
 
     async def store(self, engine: Engine, session_id: str) -> Kept:
-        """Has the store take a session as it is now, if it keeps sessions."""
+        """Has the store take a session as it is now, if it keeps sessions.
+
+        That is done also where the call ends meanwhile.
+        """
         if not self.keeper.outlives:
             return common_pb2.KEPT_IN_MEMORY
+        storing = asyncio.create_task(self._store(engine, session_id))
+        return await asyncio.shield(self._goes_on(storing))
+
+    async def _store(self, engine: Engine, session_id: str) -> Kept:
         snapshot = await self.capture(engine, session_id)
         return common_pb2.KEPT_IN_STORE if snapshot is None else await self.save(snapshot)
+
+    def _goes_on(self, task: "asyncio.Task[T]") -> "asyncio.Task[T]":
+        """What nobody cancels, and a stop waits for."""
+        self.settling.add(task)
+        task.add_done_callback(self._settled)
+        return task
+
+    def _settled(self, task: "asyncio.Task[Any]") -> None:
+        self.settling.discard(task)
+        if not task.cancelled():
+            task.exception()  # its call may not be there any more to hear of it
 
     async def capture(self, engine: Engine, session_id: str) -> Snapshot | None:
         """All of a session as it is now; None where the store alone has it, or nobody."""
@@ -215,13 +231,26 @@ class Persistence:
         Returns:
             How many sessions could not be saved.
         """
+        lost = 0
         if self.keeper.outlives:
             for engine in self._engines.values():
                 for session_id in engine.sessions.unsaved():
-                    snapshot = engine.capture(session_id).result()
-                    if snapshot is not None:
-                        self.keeper.save(snapshot)
-        return 0 if self.keeper.close(timeout_s=_FLUSH_S) else self.keeper.waiting
+                    lost += not self._save_at_rest(engine, session_id)
+        self.keeper.close(timeout_s=_FLUSH_S)
+        if drops := self.keeper.waiting - self.keeper.unsaved:
+            _log.error("sessions that are deleted, and stay in the store: %d", drops)
+        return lost + self.keeper.unsaved
+
+    def _save_at_rest(self, engine: Engine, session_id: str) -> bool:
+        """Has the store get a session at the end; False where what it holds cannot be had."""
+        try:
+            snapshot = engine.capture(session_id).result()
+        except Exception:
+            _log.exception("session %s could not be captured", session_id)
+            return self.keeper.held(session_id) > 0
+        if snapshot is not None:
+            self.keeper.save(snapshot)
+        return True
 
     @property
     def _usually(self) -> Kept:

@@ -107,6 +107,12 @@ class Keeper:
         """Sessions of which the store lacks the last word."""
         return len(self._writes)
 
+    @property
+    def unsaved(self) -> int:
+        """Sessions among those that there still are."""
+        with self._wake:
+            return sum(write.snapshot is not None for write in self._writes.values())
+
     def held(self, session_id: str) -> int:
         """Revision of a session that waits here for a store that is down; 0 for none."""
         with self._wake:

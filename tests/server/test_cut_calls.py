@@ -1,5 +1,6 @@
 """Calls that their clients leave between the commit and its way to the store."""
 
+import contextlib
 import math
 import shutil
 import threading
@@ -9,11 +10,13 @@ from pathlib import Path
 import grpc
 import pytest
 
-from deqlm.v1 import common_pb2, generation_pb2
+from deqlm.v1 import common_pb2, generation_pb2, session_pb2
+from server import call as call_module
 from server.call import Call
 from server.store.blob import read_blob
 from server.store.sqlite import SQLiteStore
 from tests.server.calls import FLUSH, TIGHT, Stubs, to_input
+from tests.server.test_exports import give_out
 from tests.server.test_persistence import path, serve  # noqa: F401
 
 TEXT = "It was a dark and stormy night; the rain fell in torrents"
@@ -79,7 +82,7 @@ def open_ended(messages, over):
 
 def stored(file: Path, session: str):
     """The session as it would be after a kill at this moment."""
-    folder = file.parent / "killed"
+    folder = file.parent / f"killed-{session}"
     folder.mkdir()
     for name in (file.name, f"{file.name}-wal"):
         shutil.copy(file.parent / name, folder / name)
@@ -92,7 +95,7 @@ def stored(file: Path, session: str):
 
 @pytest.mark.parametrize("what", ["score", "stream", "generate"])
 def test_a_commit_is_saved_without_its_client(serve, path, what):  # noqa: F811
-    server = serve()
+    server = serve(store_timeout_s=60.0)
     stubs = Stubs(server.channel, owner="ann")
     session = stubs.create(solver=TIGHT)
     before = stubs.score(TEXT, session_id=session).position
@@ -118,8 +121,99 @@ def test_a_commit_is_saved_without_its_client(serve, path, what):  # noqa: F811
     assert stubs.score(TEXT, session_id=session).kept == IN_STORE
 
 
-def test_a_call_that_nobody_leaves_is_saved_once(serve):  # noqa: F811
+class Standstill:
+    """Has an engine's thread stand still between two calls of f."""
+
+    def __init__(self, server) -> None:
+        self._may_go_on, stands = threading.Event(), threading.Event()
+
+        def stand():
+            stands.set()
+            assert self._may_go_on.wait(60)
+
+        self._errand = server.engine().perform(stand)
+        assert stands.wait(60)
+
+    def end(self) -> None:
+        self._may_go_on.set()
+        self._errand.result(60)
+
+
+def test_exports_that_nobody_waits_for_harm_nobody(serve, caplog):  # noqa: F811
+    """Each of them is an errand on the engine's thread, between the calls of f of others."""
     server = serve()
+    ann, bob = Stubs(server.channel, owner="ann"), Stubs(server.channel, owner="bob")
+    sessions = [ann.create(solver=TIGHT) for _ in range(4)]
+    for session in sessions:
+        ann.score([5, 6], session_id=session)
+    others = bob.begin_score([7] * 400, solver=TIGHT)
+    until(lambda: server.engine().snapshot().running_jobs == 1)
+    still = Standstill(server)
+    exports = [
+        ann.sessions.ExportSession.future(
+            session_pb2.ExportSessionRequest(session_id=session), metadata=ann.metadata
+        )
+        for session in sessions
+    ]
+    until(lambda: len(server.engine()._desk._errands) == len(sessions))
+    for export in exports:
+        export.cancel()
+    until(lambda: server.server._guard.running == 1)
+    still.end()
+    assert others.result(60).position == 400
+    assert "a turn of the engine failed" not in caplog.text
+    assert len(give_out(ann, sessions[0])) > 0
+
+
+@pytest.mark.parametrize("what", ["create", "fork", "import"])
+def test_a_session_that_is_made_is_stored_without_its_client(serve, path, what):  # noqa: F811
+    server = serve()
+    stubs = Stubs(server.channel, owner="ann")
+    origin = stubs.create(solver=TIGHT)
+    stubs.score(TEXT, session_id=origin)
+    blob = give_out(stubs, origin)
+    requests = {
+        "create": (stubs.sessions.CreateSession, session_pb2.CreateSessionRequest()),
+        "fork": (stubs.sessions.ForkSession, session_pb2.ForkSessionRequest(session_id=origin)),
+        "import": (stubs.sessions.ImportSession, session_pb2.ImportSessionRequest(blob=blob)),
+    }
+    call, request = requests[what]
+    still = Standstill(server)
+    making = call.future(request, metadata=stubs.metadata)
+    until(lambda: len(server.engine()._desk._errands) == 1)
+    making.cancel()
+    until(lambda: server.server._guard.running == 0)
+    still.end()
+    until(lambda: not server.server._persistence.settling)
+    (made,) = {session.session_id for session in stubs.list().sessions} - {origin}
+    assert stored(path, made).position == stubs.get(made).position
+
+
+def test_one_session_that_cannot_be_had_does_not_stop_a_stop(serve, monkeypatch, caplog):  # noqa: F811
+    """The others are saved, and it is counted."""
+    server = serve()
+    stubs, engine = Stubs(server.channel, owner="ann"), server.engine()
+    sessions = [stubs.create() for _ in range(3)]
+    for session in sessions:
+        stubs.score([5, 6], session_id=session)
+        engine.sessions._sessions[session].saved = 0
+    capture, captured = engine.capture, []
+
+    def fails_once(session_id):
+        captured.append(session_id)
+        if len(captured) == 1:
+            raise RuntimeError("lost")
+        return capture(session_id)
+
+    monkeypatch.setattr(engine, "capture", fails_once)
+    server.run(server.server.stop(grace_s=0.0))
+    assert sorted(captured) == sorted(sessions)
+    assert f"session {captured[0]} could not be captured" in caplog.text
+    assert (server.server.unsaved, server.server._persistence.keeper.waiting) == (1, 0)
+
+
+def test_a_call_that_nobody_leaves_is_saved_once(serve):  # noqa: F811
+    server = serve(store_timeout_s=60.0)
     stubs = Stubs(server.channel, owner="ann")
     store, written = server.server._persistence.keeper._store, []
     write = store.write
@@ -150,6 +244,18 @@ def test_a_client_that_leaves_while_it_is_answered_is_no_defect(live_server, cap
         sending[0] = math.inf
 
     monkeypatch.setattr(Call, "send", watched)
+    failed, translate = [], call_module._cancelled_if_gone
+
+    @contextlib.contextmanager
+    def counted():
+        with translate():
+            try:
+                yield
+            except Exception as error:
+                failed.append(type(error).__name__)
+                raise
+
+    monkeypatch.setattr(call_module, "_cancelled_if_gone", counted)
     for _ in range(5):
         over = threading.Event()
         sending[0] = math.inf
@@ -163,3 +269,4 @@ def test_a_client_that_leaves_while_it_is_answered_is_no_defect(live_server, cap
             over.set()
     until(lambda: live_server.server._guard.running == 0)
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+    assert set(failed) == {call_module._FAILED_ON_ITS_WAY}

@@ -97,14 +97,17 @@ def test_a_stop_while_the_store_is_down(checkpoint, redis_server):
     try:
         with grpc.insecure_channel(process.wait_ready()[2]) as channel:
             stubs = Stubs(channel)
-            session, untouched = stubs.create(), stubs.create()
+            session, untouched, deleted = (stubs.create() for _ in range(3))
             stubs.score("the", session_id=untouched)
             assert stubs.score("the", session_id=session).kept == common_pb2.KEPT_IN_STORE
             redis_server.stop()
             assert stubs.score("of", session_id=session).kept == common_pb2.KEPT_IN_MEMORY
+            stubs.delete(deleted)
         process.process.terminate()
         assert process.wait() == 1
-        assert process.lines[-1].endswith("stopped; sessions lost, as the store is down: 1\n")
+        told = "stopped; sessions lost, as the store did not take them: 1"
+        assert process.lines[-1].endswith(told + "\n")
+        assert "sessions that are deleted, and stay in the store: 1" in "".join(process.lines)
     finally:
         process.process.kill()
         redis_server.start()
