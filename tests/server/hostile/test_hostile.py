@@ -72,6 +72,11 @@ class Neighbour:
                 self._more.notify_all()
 
 
+def as_neighbour(channel: grpc.Channel) -> Stubs:
+    """Somebody with a share of the queue that is not the attackers', who name no owner."""
+    return Stubs(channel, owner="neighbour")
+
+
 class Target:
     """A server process, as seen from outside."""
 
@@ -79,7 +84,7 @@ class Target:
         self,
         process: Process,
         connect: Callable[[str], grpc.Channel] = grpc.insecure_channel,
-        greet: Callable[[grpc.Channel], Stubs] = Stubs,
+        greet: Callable[[grpc.Channel], Stubs] = as_neighbour,
     ) -> None:
         self.process, self._connect, self._greet = process, connect, greet
         self.address = process.wait_ready()[2]
