@@ -1,5 +1,6 @@
 """Memory that is free goes back to the system."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -27,13 +28,15 @@ print(resident() - before)
 """
 
 
-def grown_mib(how: str) -> int:
+def grown_mib(how: str, **variables: str) -> int:
     """By how much a process has grown that keeps small blocks between large ones it frees."""
-    command = [sys.executable, "-c", _PINNED, how]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    command, environment = [sys.executable, "-c", _PINNED, how], os.environ | variables
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return int(done.stdout)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is another")
 def test_what_large_blocks_leave_goes_back_to_the_system():
     assert grown_mib("as it is") > 50, "glibc keeps it by itself"
     assert grown_mib("apart") < 20
+    assert grown_mib("apart", MALLOC_MMAP_THRESHOLD_="33554432") > 50, "its owner has set it"
