@@ -17,7 +17,7 @@ from server.store.blob import read_blob
 from server.store.sqlite import SQLiteStore
 from tests.server.calls import FLUSH, TIGHT, Stubs, to_input
 from tests.server.test_exports import give_out
-from tests.server.test_persistence import path, serve  # noqa: F401
+from tests.waiting import eventually
 
 TEXT = "It was a dark and stormy night; the rain fell in torrents"
 IN_STORE = common_pb2.KEPT_IN_STORE
@@ -40,16 +40,9 @@ class Window:
         assert view is not None
         self._table.commit = self._commit
         self.leave()
-        until(lambda: self._guard.running == 0)
+        eventually(lambda: self._guard.running == 0)
         self.passed.set()
         return view
-
-
-def until(holds):
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline, "it does not come to that"
-        time.sleep(0.002)
 
 
 def begin(stubs, session, what, over):
@@ -94,7 +87,7 @@ def stored(file: Path, session: str):
 
 
 @pytest.mark.parametrize("what", ["score", "stream", "generate"])
-def test_a_commit_is_saved_without_its_client(serve, path, what):  # noqa: F811
+def test_a_commit_is_saved_without_its_client(serve, path, what):
     server = serve(store_timeout_s=60.0)
     stubs = Stubs(server.channel, owner="ann")
     session = stubs.create(solver=TIGHT)
@@ -112,7 +105,7 @@ def test_a_commit_is_saved_without_its_client(serve, path, what):  # noqa: F811
     assert window.passed.wait(60)
     over.set()
     # As a client does that goes on with a stream which was lost.
-    until(lambda: not stubs.get(session).busy)
+    eventually(lambda: not stubs.get(session).busy)
     kept = stored(path, session)
     view = stubs.get(session)
     assert kept.position == view.position > before
@@ -139,7 +132,7 @@ class Standstill:
         self._errand.result(60)
 
 
-def test_exports_that_nobody_waits_for_harm_nobody(serve, caplog):  # noqa: F811
+def test_exports_that_nobody_waits_for_harm_nobody(serve, caplog):
     """Each of them is an errand on the engine's thread, between the calls of f of others."""
     server = serve()
     ann, bob = Stubs(server.channel, owner="ann"), Stubs(server.channel, owner="bob")
@@ -147,7 +140,7 @@ def test_exports_that_nobody_waits_for_harm_nobody(serve, caplog):  # noqa: F811
     for session in sessions:
         ann.score([5, 6], session_id=session)
     others = bob.begin_score([7] * 400, solver=TIGHT)
-    until(lambda: server.engine().snapshot().running_jobs == 1)
+    eventually(lambda: server.engine().snapshot().running_jobs == 1)
     still = Standstill(server)
     exports = [
         ann.sessions.ExportSession.future(
@@ -155,10 +148,10 @@ def test_exports_that_nobody_waits_for_harm_nobody(serve, caplog):  # noqa: F811
         )
         for session in sessions
     ]
-    until(lambda: len(server.engine()._desk._errands) == len(sessions))
+    eventually(lambda: len(server.engine()._desk._errands) == len(sessions))
     for export in exports:
         export.cancel()
-    until(lambda: server.server._guard.running == 1)
+    eventually(lambda: server.server._guard.running == 1)
     still.end()
     assert others.result(60).position == 400
     assert "a turn of the engine failed" not in caplog.text
@@ -166,7 +159,7 @@ def test_exports_that_nobody_waits_for_harm_nobody(serve, caplog):  # noqa: F811
 
 
 @pytest.mark.parametrize("what", ["create", "fork", "import"])
-def test_a_session_that_is_made_is_stored_without_its_client(serve, path, what):  # noqa: F811
+def test_a_session_that_is_made_is_stored_without_its_client(serve, path, what):
     server = serve()
     stubs = Stubs(server.channel, owner="ann")
     origin = stubs.create(solver=TIGHT)
@@ -180,16 +173,16 @@ def test_a_session_that_is_made_is_stored_without_its_client(serve, path, what):
     call, request = requests[what]
     still = Standstill(server)
     making = call.future(request, metadata=stubs.metadata)
-    until(lambda: len(server.engine()._desk._errands) == 1)
+    eventually(lambda: len(server.engine()._desk._errands) == 1)
     making.cancel()
-    until(lambda: server.server._guard.running == 0)
+    eventually(lambda: server.server._guard.running == 0)
     still.end()
-    until(lambda: not server.server._persistence.settling)
+    eventually(lambda: not server.server._persistence.settling)
     (made,) = {session.session_id for session in stubs.list().sessions} - {origin}
     assert stored(path, made).position == stubs.get(made).position
 
 
-def test_one_session_that_cannot_be_had_does_not_stop_a_stop(serve, monkeypatch, caplog):  # noqa: F811
+def test_one_session_that_cannot_be_had_does_not_stop_a_stop(serve, monkeypatch, caplog):
     """The others are saved, and it is counted."""
     server = serve()
     stubs, engine = Stubs(server.channel, owner="ann"), server.engine()
@@ -212,7 +205,7 @@ def test_one_session_that_cannot_be_had_does_not_stop_a_stop(serve, monkeypatch,
     assert (server.server.unsaved, server.server._persistence.keeper.waiting) == (1, 0)
 
 
-def test_a_call_that_nobody_leaves_is_saved_once(serve):  # noqa: F811
+def test_a_call_that_nobody_leaves_is_saved_once(serve):
     server = serve(store_timeout_s=60.0)
     stubs = Stubs(server.channel, owner="ann")
     store, written = server.server._persistence.keeper._store, []
@@ -264,9 +257,9 @@ def test_a_client_that_leaves_while_it_is_answered_is_no_defect(live_server, cap
             call = Stubs(channel).stream(messages, model="words", top_k=20)
             next(call)
             # What it does not read fills what lies between.
-            until(lambda: time.monotonic() - sending[0] > 0.5)
+            eventually(lambda: time.monotonic() - sending[0] > 0.5)
             call.cancel()
             over.set()
-    until(lambda: live_server.server._guard.running == 0)
+    eventually(lambda: live_server.server._guard.running == 0)
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
     assert set(failed) == {call_module._FAILED_ON_ITS_WAY}

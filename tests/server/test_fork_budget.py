@@ -5,7 +5,7 @@ import random
 import pytest
 
 from tests.server.calls import TIGHT, Stubs
-from tests.server.test_persistence import NEAR, TEXT, logprobs, path, serve, whole  # noqa: F401
+from tests.server.test_persistence import NEAR, TEXT, logprobs, whole
 
 BEGIN = "It was a dark"
 RUNNING = 3
@@ -23,7 +23,7 @@ def look(server, most):
 
 @pytest.mark.parametrize("most", [1, 2])
 @pytest.mark.parametrize("store", ["memory", "file"])
-def test_forks_that_go_on_stay_within_the_budget(serve, live_server, store, most):  # noqa: F811
+def test_forks_that_go_on_stay_within_the_budget(serve, live_server, store, most):
     """One after another in several orders, and all at once: nothing they were told is lost."""
     changes = {"session_store": "memory"} if store == "memory" else {}
     budget = most * live_server.engine().session_bytes

@@ -7,8 +7,8 @@ import pytest
 
 from deqlm.v1 import session_pb2
 from tests.server.calls import TIGHT, TIMEOUT_S, Stubs, fails
-from tests.server.test_persistence import path, serve  # noqa: F401
-from tests.server.test_store_edges import eventually, has
+from tests.server.test_store_edges import has
+from tests.waiting import eventually
 
 TEXT = "It was a dark night"
 REFUSED = ("RESOURCE_EXHAUSTED", "SESSION_LIMIT")
@@ -26,7 +26,7 @@ def export(stubs, session):
     return answer.blob
 
 
-def test_the_same_call_has_it_back_when_there_is_room(serve):  # noqa: F811
+def test_the_same_call_has_it_back_when_there_is_room(serve):
     """Made by a key, forked by one, imported by one, or just named: never an empty one instead."""
     stubs = Stubs(serve(max_sessions=8).channel, owner="ann")
     origin, filler = stubs.create(solver=TIGHT), stubs.create()
@@ -68,7 +68,7 @@ def test_the_same_call_has_it_back_when_there_is_room(serve):  # noqa: F811
     assert {one.session_id for one in stubs.list().sessions} == {origin, left[-1]}
 
 
-def test_one_that_is_back_outlives_its_old_time(serve, monkeypatch):  # noqa: F811
+def test_one_that_is_back_outlives_its_old_time(serve, monkeypatch):
     stubs = Stubs(serve(max_sessions=4).channel, owner="ann")
     filler, back, left = (stubs.create(idempotency_key=key, solver=TIGHT) for key in "abc")
     for one in (filler, back, left):
@@ -90,7 +90,7 @@ def test_one_that_is_back_outlives_its_old_time(serve, monkeypatch):  # noqa: F8
     assert stubs.get(back).position == position
 
 
-def test_it_can_be_deleted_though_there_is_no_room(serve, tiny_models):  # noqa: F811
+def test_it_can_be_deleted_though_there_is_no_room(serve, tiny_models):
     """Also where its model is not served."""
     stubs = Stubs(serve(max_sessions=4).channel, owner="ann")
     first, left, other = (stubs.create(idempotency_key=key, solver=TIGHT) for key in "abc")
@@ -112,7 +112,7 @@ def test_it_can_be_deleted_though_there_is_no_room(serve, tiny_models):  # noqa:
 
 
 @pytest.mark.parametrize("way", ["key", "name"])
-def test_one_whose_time_has_passed_is_not_back(serve, monkeypatch, way):  # noqa: F811
+def test_one_whose_time_has_passed_is_not_back(serve, monkeypatch, way):
     """Nobody has looked yet: the key makes a new one, the name finds none."""
     stubs = Stubs(serve(max_sessions=4).channel, owner="ann")
     filler, left = (stubs.create(idempotency_key=key, solver=TIGHT) for key in "ab")

@@ -20,28 +20,6 @@ TEXT = "It was a dark and stormy night; the rain fell in torrents, except at int
 IN_STORE, IN_MEMORY = common_pb2.KEPT_IN_STORE, common_pb2.KEPT_IN_MEMORY
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "sessions.db"
-
-
-@pytest.fixture
-def serve(
-    make_server: Callable[..., LiveServer], tiny_models: Path, path: Path
-) -> Callable[..., LiveServer]:
-    """A server with a store in a file, in place of the one before."""
-    running: list[LiveServer] = []
-
-    def serve(**changes: Any) -> LiveServer:
-        for server in running:
-            server.run(server.server.stop(grace_s=0.0))
-        model = (f"pieces={tiny_models / 'pieces'}",)
-        running[:] = [make_server(**{"session_store": f"sqlite:{path}", "model": model, **changes})]
-        return running[0]
-
-    return serve
-
-
 def logprobs(answer: Any) -> list[float]:
     return [token.logprob for token in answer.tokens]
 

@@ -6,12 +6,12 @@ import pytest
 
 from client.sync import Client
 from tests.server.calls import TIGHT, Stubs
-from tests.server.test_persistence import NEAR, TEXT, logprobs, path, serve, whole  # noqa: F401
+from tests.server.test_persistence import NEAR, TEXT, logprobs, whole
 
 REPAIRS = 'deqlm_session_repairs_total{model="pieces"}'
 
 
-def test_a_session_that_was_repaired_tells_so(serve, live_server):  # noqa: F811
+def test_a_session_that_was_repaired_tells_so(serve, live_server):
     expected = whole(live_server, [TEXT, TEXT])
     server = serve()
     stubs = Stubs(server.channel, owner="ann")

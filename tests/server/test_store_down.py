@@ -17,6 +17,7 @@ from server.store.keeper import Keeper
 from server.store.memory import MemoryStore
 from tests.server.calls import TIMEOUT_S, Stubs, fails, to_input
 from tests.server.test_store import make_snapshot
+from tests.waiting import eventually
 
 IN_STORE, IN_MEMORY = common_pb2.KEPT_IN_STORE, common_pb2.KEPT_IN_MEMORY
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -66,13 +67,6 @@ def in_threads(count, work):
     """Does something in several threads at once; what one raises is raised."""
     with ThreadPoolExecutor(count) as threads:
         list(threads.map(work, range(count)))
-
-
-def eventually(holds):
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline, "it does not come to that"
-        time.sleep(0.01)
 
 
 class TestKeeper:

@@ -18,20 +18,13 @@ from server.store.base import StoreError
 from server.store.blob import read_blob, read_head, write_blob, write_head
 from server.store.keeper import Keeper
 from tests.server.calls import TIGHT, Stubs
-from tests.server.test_persistence import path, serve  # noqa: F401
 from tests.server.test_store import make_snapshot
 from tests.server.test_store_down import Moody
+from tests.waiting import eventually
 
 IN_STORE, IN_MEMORY = common_pb2.KEPT_IN_STORE, common_pb2.KEPT_IN_MEMORY
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-def eventually(holds, seconds=60.0):
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it does not come to that"
-        time.sleep(0.02)
 
 
 def has(server, session_id):
@@ -44,7 +37,7 @@ def health_of_store(server):
     return stub.Check(health_pb2.HealthCheckRequest(service="deqlm.store")).status
 
 
-def test_a_smaller_bound_leaves_the_rest_in_the_store(serve):  # noqa: F811
+def test_a_smaller_bound_leaves_the_rest_in_the_store(serve):
     stubs = Stubs(serve(max_sessions=6).channel, owner="ann")
     ids = [stubs.create(solver=TIGHT) for _ in range(5)]
     held = [stubs.score("It was a dark night", session_id=one).position for one in ids]
@@ -56,7 +49,7 @@ def test_a_smaller_bound_leaves_the_rest_in_the_store(serve):  # noqa: F811
     assert [stubs.get(one).position for one in ids] == held
 
 
-def test_no_memory_to_make_bytes_of_a_session(serve, monkeypatch):  # noqa: F811
+def test_no_memory_to_make_bytes_of_a_session(serve, monkeypatch):
     """It is told as a store that fails, and written later."""
     server = serve(store_timeout_s=30.0)
     stubs = Stubs(server.channel, owner="ann")
@@ -84,7 +77,7 @@ def test_no_memory_to_make_bytes_of_a_session(serve, monkeypatch):  # noqa: F811
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_store_whose_thread_is_gone_is_down(serve, monkeypatch):  # noqa: F811
+def test_a_store_whose_thread_is_gone_is_down(serve, monkeypatch):
     server = serve(store_timeout_s=30.0)
     stubs = Stubs(server.channel, owner="ann")
     session = stubs.create(solver=TIGHT)
@@ -151,7 +144,7 @@ def test_whatever_a_session_holds_is_read_again(sum_, residual, tol, times, owne
     read_head(write_head(snapshot))
 
 
-def test_a_deleted_session_does_not_come_back_by_a_save_under_way(serve):  # noqa: F811
+def test_a_deleted_session_does_not_come_back_by_a_save_under_way(serve):
     """Its snapshot is on its way to the store while it is deleted: it left the device just now."""
     server = serve()
     stubs = Stubs(server.channel, owner="ann")
@@ -190,7 +183,7 @@ def test_a_deleted_session_does_not_come_back_by_a_save_under_way(serve):  # noq
     assert has(server, other)
 
 
-def test_a_late_save_of_one_that_is_gone_is_not_the_new_ones(serve):  # noqa: F811
+def test_a_late_save_of_one_that_is_gone_is_not_the_new_ones(serve):
     """Both have the id that their idempotency key makes; one call must not lose the other."""
     server = serve(session_store="memory", resident_bytes=1, store_timeout_s=0.2)
     stubs = Stubs(server.channel, owner="ann")
@@ -240,7 +233,7 @@ def test_the_one_that_is_made_anew_with_its_id_is_kept():
     assert keeper.close(timeout_s=20)
 
 
-def test_sessions_of_a_model_that_is_not_served_expire(serve, tiny_models):  # noqa: F811
+def test_sessions_of_a_model_that_is_not_served_expire(serve, tiny_models):
     server = serve()
     stubs = Stubs(server.channel, owner="ann")
     long, short = stubs.create(ttl_s=3600.0, solver=TIGHT), stubs.create(ttl_s=3.0, solver=TIGHT)

@@ -13,6 +13,7 @@ from server.engine.results import Failed, Scored
 from server.engine.solve import Solve
 from tests.server.engine.helpers import MODEL, TEXT, generated, logprobs, running_engine
 from tests.server.engine.test_survival import break_once, part
+from tests.waiting import eventually
 
 SIZES = {"max_batch_tokens": 24, "max_running": 4, "window": 5, "max_sessions": 4}
 LOST = RuntimeError("lost")
@@ -43,13 +44,6 @@ def goes_on(caller, session, tokens):
         return logprobs(caller.scored(caller.score(tokens, lease=lease)))
     finally:
         caller.engine.sessions.release(lease)
-
-
-def eventually(holds):
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline, "it does not come to that"
-        time.sleep(0.01)
 
 
 def break_while(monkeypatch, owner, name, broken, error):
